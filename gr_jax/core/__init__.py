@@ -1,0 +1,1 @@
+"""Pieces that every stage shares; imports nothing else of gr_jax."""

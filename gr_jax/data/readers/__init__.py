@@ -1,0 +1,1 @@
+"""One reader a public data set: raw files to catalog and interactions."""

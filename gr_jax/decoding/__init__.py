@@ -1,0 +1,1 @@
+"""Turns next-token scores into valid semantic IDs; knows no model."""

@@ -1,0 +1,1 @@
+"""Metrics, baselines, predictions and reports."""

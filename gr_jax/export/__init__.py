@@ -1,0 +1,1 @@
+"""Everything that serving needs, in one artifact."""

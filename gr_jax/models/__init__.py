@@ -1,0 +1,1 @@
+"""Networks only: no data, no loss, no loop."""

@@ -1,0 +1,1 @@
+"""From codes to unique semantic IDs and tokens."""

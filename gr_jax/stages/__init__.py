@@ -1,0 +1,1 @@
+"""One function a stage: configs and a workdir in, an artifact out."""

@@ -1,0 +1,1 @@
+"""From user histories to token examples."""

@@ -1,0 +1,1 @@
+"""Turns batches of tokens into parameters; knows no items."""

@@ -1,0 +1,35 @@
+"""Strict settings for every test: 8 devices, no silent promotion."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("gr_jax", "beartype.beartype")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture
+def key():
+  """A fresh typed key."""
+  return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def real_data_dir():
+  """Folder of real data sets; tests that need it are skipped without."""
+  folder = os.environ.get("GR_JAX_DATA_DIR")
+  if not folder:
+    pytest.skip("set GR_JAX_DATA_DIR to a folder with beauty/ and toys/")
+  return folder
