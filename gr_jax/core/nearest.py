@@ -1,0 +1,130 @@
+"""Squared distances and nearest codes: the only place a code is chosen.
+
+Whatever ends in an argmin is computed in float32 with matmuls of the highest
+precision, so that an item's codes do not depend on the hardware.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Float, Int32
+
+# Elements of one [chunk, K] block of distances: 16 MB of float32.
+_BLOCK_ELEMENTS = 1 << 22
+
+
+@struct.dataclass
+class Nearest:
+  """What `nearest` found for every row."""
+
+  codes: jax.Array  # int32 [N], ties go to the lowest code
+  squared_distance: jax.Array  # float32 [N], to that code
+
+
+def squared_distances(
+  x: Float[Array | np.ndarray, "N D"],
+  codebook: Float[Array | np.ndarray, "K D"],
+) -> Float[Array, "N K"]:
+  """Computes |x_n - e_k|^2 for every row and code, in float32.
+
+  Both sides are shifted by the codebook's mean first: distances do not change,
+  and |x|^2 - 2 x.e + |e|^2 no longer cancels for data far from the origin.
+
+  Args:
+    x: Rows.
+    codebook: Codes.
+
+  Returns:
+    Non-negative float32 [N, K]. The whole matrix: use `nearest` for large N.
+  """
+  x, codebook = jnp.asarray(x), jnp.asarray(codebook)
+  return jnp.maximum(_distances(x, codebook, _shift(codebook)), 0.0)
+
+
+def nearest(
+  x: Float[Array | np.ndarray, "N D"],
+  codebook: Float[Array | np.ndarray, "K D"],
+  *,
+  chunk_size: int | None = None,
+) -> Nearest:
+  """Finds the nearest code of every row and the squared distance to it.
+
+  Args:
+    x: Rows.
+    codebook: Codes.
+    chunk_size: Rows whose [chunk_size, K] distances are held at once; by
+      default as many as make 16 MB.
+
+  Returns:
+    Codes (ties to the lowest) and squared distances.
+  """
+  num_rows, num_codes = x.shape[0], codebook.shape[0]
+  if chunk_size is None:
+    chunk_size = max(8, _BLOCK_ELEMENTS // num_codes)
+  x, codebook = jnp.asarray(x), jnp.asarray(codebook)
+  shift = _shift(codebook)
+
+  def block(rows: jax.Array) -> Nearest:
+    distances = _distances(rows, codebook, shift)  # [chunk, K]
+    return Nearest(
+      codes=jnp.argmin(distances, axis=-1).astype(jnp.int32),  # [chunk]
+      squared_distance=jnp.maximum(jnp.min(distances, axis=-1), 0.0),
+    )
+
+  if num_rows <= chunk_size:
+    return block(x)
+
+  def body(step: jax.Array, out: Nearest) -> Nearest:
+    # The last chunk starts early and rewrites rows with the same values: no
+    # padded copy of x.
+    start = jnp.minimum(step * chunk_size, num_rows - chunk_size)
+    found = block(lax.dynamic_slice_in_dim(x, start, chunk_size))
+    return jax.tree.map(
+      lambda whole, part: lax.dynamic_update_slice_in_dim(
+        whole, part, start, axis=0
+      ),
+      out,
+      found,
+    )
+
+  empty = Nearest(
+    codes=jnp.zeros((num_rows,), jnp.int32),
+    squared_distance=jnp.zeros((num_rows,), jnp.float32),
+  )
+  return lax.fori_loop(0, -(-num_rows // chunk_size), body, empty)
+
+
+def nearest_code(
+  x: Float[Array | np.ndarray, "N D"],
+  codebook: Float[Array | np.ndarray, "K D"],
+  *,
+  chunk_size: int | None = None,
+) -> Int32[Array, " N"]:
+  """Finds the nearest code of every row; see `nearest`.
+
+  >>> import jax.numpy as jnp
+  >>> nearest_code(jnp.array([[0.0], [9.0]]), jnp.array([[1.0], [8.0]]))
+  Array([0, 1], dtype=int32)
+  """
+  return nearest(x, codebook, chunk_size=chunk_size).codes
+
+
+def _shift(codebook: jax.Array) -> jax.Array:
+  """The mean code, [D]."""
+  return jnp.mean(codebook.astype(jnp.float32), axis=0)
+
+
+def _distances(
+  x: jax.Array, codebook: jax.Array, shift: jax.Array
+) -> jax.Array:
+  """Shifted squared distances [N, K]; rounding may leave them below zero."""
+  x = x.astype(jnp.float32) - shift[None, :]
+  codebook = codebook.astype(jnp.float32) - shift[None, :]
+  dots = jnp.matmul(x, codebook.T, precision=lax.Precision.HIGHEST)  # [N, K]
+  row_norms = jnp.sum(jnp.square(x), axis=-1)  # [N]
+  code_norms = jnp.sum(jnp.square(codebook), axis=-1)  # [K]
+  # |e|^2 - 2 x.e first: |x|^2 is the same for all codes of a row and must not
+  # round away the difference that decides the argmin.
+  return row_norms[:, None] + (code_norms[None, :] - 2.0 * dots)
