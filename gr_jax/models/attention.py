@@ -1,0 +1,278 @@
+"""T5 attention: relative position bias, masks, dense and cached attention."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from gr_jax.core import lookup
+from gr_jax.models import config as config_lib
+from gr_jax.models import layers
+
+# Finite on purpose: a row of padding, which no result depends on, stays a
+# number instead of becoming NaN and spoiling gradients. T5X's value.
+MASKED = -1e10
+
+
+@struct.dataclass
+class KeysValues:
+  """Keys and values of one layer, heads in the second to last axis."""
+
+  # Any, not jax.Array: shapes, shardings and axes travel in this tree too.
+  key: Any  # [B, S, A, Dh], or [B, W, T, A, Dh] in a cache of beams
+  value: Any  # like key
+
+
+def relative_position_bucket(
+  relative_position: Int[np.ndarray, "..."],
+  *,
+  bidirectional: bool,
+  num_buckets: int,
+  max_distance: int,
+) -> Int[np.ndarray, "..."]:
+  """Maps key position minus query position to a bucket, on the host.
+
+  arXiv:1910.10683, section 2.1: half of the buckets hold one distance each,
+  the other half grow logarithmically up to `max_distance`, beyond which all
+  distances share the last one. Bidirectional attention splits the buckets
+  between keys at or before the query and keys after it; otherwise keys after
+  the query count as distance 0.
+
+  Args:
+    relative_position: Key position minus query position.
+    bidirectional: Whether later keys have buckets of their own.
+    num_buckets: Buckets in all.
+    max_distance: Where the last bucket begins.
+
+  Returns:
+    int32 buckets in [0, num_buckets), shaped like the positions.
+  """
+  distance = -relative_position.astype(np.int64)
+  offset = np.zeros_like(distance)
+  if bidirectional:
+    num_buckets //= 2
+    offset = (distance < 0) * num_buckets
+    distance = np.abs(distance)
+  else:
+    distance = np.maximum(distance, 0)
+  exact = num_buckets // 2
+  # float32 and the epsilon are T5X's: bucket borders must fall alike.
+  growth = np.log(
+    distance.astype(np.float32) / exact + np.finfo(np.float32).eps
+  ) / np.log(max_distance / exact)
+  wide = exact + (growth * (num_buckets - exact)).astype(np.int64)
+  wide = np.minimum(wide, num_buckets - 1)
+  return (offset + np.where(distance < exact, distance, wide)).astype(np.int32)
+
+
+class RelativePositionBias(nn.Module):
+  """A learned number per head and bucket of relative position."""
+
+  config: config_lib.T5Config
+  bidirectional: bool
+
+  def setup(self):
+    """Declares rel_embedding [A, buckets]."""
+    cfg = self.config
+    self.rel_embedding = self.param(
+      "rel_embedding",
+      nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"),
+      (cfg.num_heads, cfg.relpos_buckets),
+      jnp.float32,
+    )
+
+  def __call__(
+    self, query_positions: range, key_positions: range
+  ) -> Float[Array, "A Q S"]:
+    """Returns the float32 bias of every query and key position."""
+    relative = (
+      np.array(key_positions)[None, :] - np.array(query_positions)[:, None]
+    )
+    buckets = relative_position_bucket(
+      relative,
+      bidirectional=self.bidirectional,
+      num_buckets=self.config.relpos_buckets,
+      max_distance=self.config.relpos_max_distance,
+    )
+    bias = lookup.lookup(self.rel_embedding.T, jnp.asarray(buckets))
+    return jnp.transpose(bias, (2, 0, 1))
+
+
+def padding_mask(tokens: Int[Array, "B S"]) -> Bool[Array, "B 1 S"]:
+  """True where a key may be attended to: everywhere but on padding."""
+  return (tokens != 0)[:, None, :]
+
+
+def causal_mask(length: int) -> Bool[np.ndarray, "1 T T"]:
+  """True where the key is not later than the query."""
+  return np.tril(np.ones((1, length, length), bool))
+
+
+def segment_mask(
+  query_segments: Int[Array, "B Q"], key_segments: Int[Array, "B S"]
+) -> Bool[Array, "B Q S"]:
+  """True where query and key belong to the same packed example."""
+  return query_segments[:, :, None] == key_segments[:, None, :]
+
+
+class Attention(nn.Module):
+  """Multi-head attention with T5's scaling, which lives in the initial query.
+
+  Logits are not divided by sqrt(Dh); the query kernel starts that much
+  smaller instead, as in T5X.
+  """
+
+  config: config_lib.T5Config
+
+  def setup(self):
+    """Declares query, key, value [E, A Dh] and out [A Dh, E]."""
+    cfg = self.config
+    dtype = cfg.activation_dtype
+    self.query = layers.Dense(
+      cfg.emb_dim, cfg.joined_dim, dtype, init_scale=cfg.head_dim**-0.5
+    )
+    self.key = layers.Dense(cfg.emb_dim, cfg.joined_dim, dtype)
+    self.value = layers.Dense(cfg.emb_dim, cfg.joined_dim, dtype)
+    self.out = layers.Dense(cfg.joined_dim, cfg.emb_dim, dtype)
+
+  def __call__(
+    self,
+    x: Float[Array, "B Q E"],
+    memory: Float[Array, "B S E"],
+    *,
+    mask: Bool[Array, "#B #Q S"] | Bool[np.ndarray, "#B #Q S"] | None = None,
+    bias: Float[Array, "A Q S"] | None = None,
+    rate: layers.Rate | None = None,
+  ) -> Float[Array, "B Q E"]:
+    """Attends from x to memory (x itself in self-attention).
+
+    Args:
+      x: Where queries come from.
+      memory: Where keys and values come from.
+      mask: True where a query may see a key; None when it sees all.
+      bias: Added to the logits.
+      rate: Dropout rate of the attention weights; None for none.
+
+    Returns:
+      The heads' outputs through `out`, in the config's dtype.
+    """
+    query = self._split(self.query(x))  # [B, Q, A, Dh]
+    memory = self.project(memory)
+    weights = _weights(query, memory.key, mask=mask, bias=bias)  # [B, A, Q, S]
+    weights = self._drop(weights, rate)
+    heads = jnp.einsum("baqs,bsad->bqad", weights, memory.value)
+    return self.out(self._join(heads))
+
+  def project(self, memory: Float[Array, "B S E"]) -> KeysValues:
+    """Returns the keys and values of memory, [B, S, A, Dh] each."""
+    return KeysValues(
+      self._split(self.key(memory)), self._split(self.value(memory))
+    )
+
+  def attend_memory(
+    self,
+    x: Float[Array, "B W E"],
+    memory: KeysValues,
+    mask: Bool[Array, "B 1 S"],
+  ) -> Float[Array, "B W E"]:
+    """Attends from W beams of a user to that user's stored keys and values.
+
+    Beams are queries: nothing of `memory` is copied per beam.
+    """
+    query = self._split(self.query(x))  # [B, W, A, Dh]
+    weights = _weights(query, memory.key, mask=mask, bias=None)
+    heads = jnp.einsum("baqs,bsad->bqad", weights, memory.value)
+    return self.out(self._join(heads))
+
+  def attend_cache(
+    self,
+    x: Float[Array, "B W E"],
+    cache: KeysValues,
+    bias: Float[Array, "A 1 T"],
+    *,
+    level: int,
+    prefix: KeysValues | None = None,
+    prefix_mask: Bool[Array, "B 1 S"] | None = None,
+    prefix_bias: Float[Array, "A 1 S"] | None = None,
+  ) -> tuple[Float[Array, "B W E"], KeysValues]:
+    """Adds each beam's new key and value, and attends to its own past.
+
+    Args:
+      x: The beams at the newest position.
+      cache: Leaves [B, W, T_max, A, Dh], positions < `level` filled.
+      bias: Relative position bias to positions 0..level.
+      level: Position of x, static.
+      prefix: Keys and values all beams of a user share, placed before the
+        cache (decoder-only models).
+      prefix_mask: True where a prefix position is no padding.
+      prefix_bias: Relative position bias to the prefix.
+
+    Returns:
+      The attention output and the cache with position `level` filled.
+    """
+    query = self._split(self.query(x))  # [B, W, A, Dh]
+    new = self.project(x)
+    cache = KeysValues(
+      cache.key.at[:, :, level].set(new.key),
+      cache.value.at[:, :, level].set(new.value),
+    )
+    keys = cache.key[:, :, : level + 1]  # [B, W, T, A, Dh]
+    values = cache.value[:, :, : level + 1]
+    logits = jnp.einsum("bwad,bwtad->bawt", query, keys)
+    logits = logits.astype(jnp.float32) + bias[None]
+    if prefix is None:
+      weights = nn.softmax(logits).astype(query.dtype)  # [B, A, W, T]
+      heads = jnp.einsum("bawt,bwtad->bwad", weights, values)
+      return self.out(self._join(heads)), cache
+    before = _logits(query, prefix.key, mask=prefix_mask, bias=prefix_bias)
+    weights = nn.softmax(jnp.concatenate([before, logits], axis=-1))
+    weights = weights.astype(query.dtype)  # [B, A, W, S + T]
+    length = before.shape[-1]
+    heads = jnp.einsum("baws,bsad->bwad", weights[..., :length], prefix.value)
+    heads += jnp.einsum("bawt,bwtad->bwad", weights[..., length:], values)
+    return self.out(self._join(heads)), cache
+
+  def _split(self, x):
+    return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
+
+  def _join(self, x):
+    return x.reshape(*x.shape[:-2], self.config.joined_dim)
+
+  def _drop(self, weights, rate):
+    if layers.is_off(rate):
+      return weights
+    shape = list(weights.shape)
+    if self.config.dropout_shared:
+      shape[2] = 1  # one mask for all queries
+    scale = layers.dropout_scale(
+      self.make_rng("dropout"), tuple(shape), rate, weights.dtype
+    )
+    return weights * jnp.broadcast_to(scale, weights.shape)
+
+
+def empty_cache(
+  cfg: config_lib.T5Config, batch_size: int, max_length: int
+) -> KeysValues:
+  """Returns one layer's self-attention cache of a single beam, zeros."""
+  shape = (batch_size, 1, max_length, cfg.num_heads, cfg.head_dim)
+  zeros = jnp.zeros(shape, cfg.activation_dtype)
+  return KeysValues(zeros, zeros)
+
+
+def _logits(query, key, *, mask, bias):
+  """Returns float32 [B, A, Q, S]; masked keys hold MASKED."""
+  logits = jnp.einsum("bqad,bsad->baqs", query, key).astype(jnp.float32)
+  if bias is not None:
+    logits = logits + bias[None]
+  if mask is not None:
+    logits = jnp.where(jnp.asarray(mask)[:, None], logits, MASKED)
+  return logits
+
+
+def _weights(query, key, *, mask, bias):
+  """Returns attention weights [B, A, Q, S] in the query's dtype."""
+  logits = _logits(query, key, mask=mask, bias=bias)
+  return nn.softmax(logits, axis=-1).astype(query.dtype)

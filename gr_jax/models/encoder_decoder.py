@@ -1,0 +1,402 @@
+"""A T5 1.1 encoder-decoder with an explicit decoding state.
+
+`decode_step` feeds one token per beam and needs what `start_decode` and
+`init_cache` return: what a user's beams share is held once per user
+(DecodeContext), what a beam owns is held in a cache that a beam search may
+reorder along its beam axis.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from gr_jax.core import checks
+from gr_jax.models import attention
+from gr_jax.models import config as config_lib
+from gr_jax.models import layers
+
+Mask = Bool[Array, "..."] | Bool[np.ndarray, "..."]
+Cache = tuple[attention.KeysValues, ...]
+
+
+@struct.dataclass
+class DecodeContext:
+  """What decoding needs of each user, independent of beams and levels."""
+
+  memory: Any  # a KeysValues per layer, leaves [B, S, A, Dh]
+  mask: Any  # bool [B, 1, S], False on padding
+
+
+class EncoderLayer(nn.Module):
+  """Self-attention and MLP, each behind a norm and beside a residual."""
+
+  config: config_lib.T5Config
+
+  def setup(self):
+    """Declares the sublayers under T5X's names."""
+    cfg = self.config
+    self.pre_attention_layer_norm = norm(cfg)
+    self.attention = attention.Attention(cfg)
+    self.pre_mlp_layer_norm = norm(cfg)
+    self.mlp = layers.MLP(cfg)
+
+  def __call__(
+    self,
+    x: Float[Array, "B S E"],
+    *,
+    mask: Mask,
+    bias: Float[Array, "A S S"],
+    rate: layers.Rate | None,
+  ) -> Float[Array, "B S E"]:
+    """Returns the layer's output; `rate` is dropout's, None for none."""
+    y = self.pre_attention_layer_norm(x)
+    y = self.attention(y, y, mask=mask, bias=bias, rate=rate)
+    x = x + layers.dropout(self, y, rate)
+    y = self.mlp(self.pre_mlp_layer_norm(x), rate)
+    return x + layers.dropout(self, y, rate)
+
+
+class DecoderLayer(nn.Module):
+  """Self-attention, attention to the encoder, MLP."""
+
+  config: config_lib.T5Config
+
+  def setup(self):
+    """Declares the sublayers under T5X's names."""
+    cfg = self.config
+    self.pre_self_attention_layer_norm = norm(cfg)
+    self.self_attention = attention.Attention(cfg)
+    self.pre_cross_attention_layer_norm = norm(cfg)
+    self.encoder_decoder_attention = attention.Attention(cfg)
+    self.pre_mlp_layer_norm = norm(cfg)
+    self.mlp = layers.MLP(cfg)
+
+  def __call__(
+    self,
+    x: Float[Array, "B T E"],
+    encoded: Float[Array, "B S E"],
+    *,
+    mask: Mask,
+    bias: Float[Array, "A T T"],
+    cross_mask: Mask,
+    rate: layers.Rate | None,
+  ) -> Float[Array, "B T E"]:
+    """Returns the layer's output for all positions at once."""
+    y = self.pre_self_attention_layer_norm(x)
+    y = self.self_attention(y, y, mask=mask, bias=bias, rate=rate)
+    x = x + layers.dropout(self, y, rate)
+    y = self.pre_cross_attention_layer_norm(x)
+    y = self.encoder_decoder_attention(y, encoded, mask=cross_mask, rate=rate)
+    x = x + layers.dropout(self, y, rate)
+    y = self.mlp(self.pre_mlp_layer_norm(x), rate)
+    return x + layers.dropout(self, y, rate)
+
+  def step(
+    self,
+    x: Float[Array, "B W E"],
+    cache: attention.KeysValues,
+    memory: attention.KeysValues,
+    *,
+    bias: Float[Array, "A 1 T"],
+    cross_mask: Bool[Array, "B 1 S"],
+    level: int,
+  ) -> tuple[Float[Array, "B W E"], attention.KeysValues]:
+    """Returns the layer's output for one position of each beam, and cache."""
+    y = self.pre_self_attention_layer_norm(x)
+    y, cache = self.self_attention.attend_cache(y, cache, bias, level=level)
+    x = x + y
+    y = self.pre_cross_attention_layer_norm(x)
+    x = x + self.encoder_decoder_attention.attend_memory(y, memory, cross_mask)
+    return x + self.mlp(self.pre_mlp_layer_norm(x)), cache
+
+
+class Encoder(nn.Module):
+  """The encoder stack; the token embedding is handed in."""
+
+  config: config_lib.T5Config
+
+  def setup(self):
+    """Declares the layers, one shared position bias and the last norm."""
+    cfg = self.config
+    self.relpos_bias = attention.RelativePositionBias(cfg, bidirectional=True)
+    self.layers = [EncoderLayer(cfg) for _ in range(cfg.num_encoder_layers)]
+    self.encoder_norm = norm(cfg)
+
+  def __call__(
+    self,
+    x: Float[Array, "B S E"],
+    *,
+    mask: Mask,
+    rate: layers.Rate | None,
+  ) -> Float[Array, "B S E"]:
+    """Returns the encoded inputs."""
+    positions = range(x.shape[1])
+    bias = self.relpos_bias(positions, positions)
+    x = layers.dropout(self, x, rate)
+    for layer in self.layers:
+      x = layer(x, mask=mask, bias=bias, rate=rate)
+    # The one place where T5X draws a mask per element.
+    return layers.dropout(self, self.encoder_norm(x), rate, shared=False)
+
+
+class Decoder(nn.Module):
+  """The decoder stack and the untied output head."""
+
+  config: config_lib.T5Config
+
+  def setup(self):
+    """Declares the layers, one shared position bias, last norm and head."""
+    cfg = self.config
+    self.relpos_bias = attention.RelativePositionBias(cfg, bidirectional=False)
+    self.layers = [DecoderLayer(cfg) for _ in range(cfg.num_decoder_layers)]
+    self.decoder_norm = norm(cfg)
+    if not cfg.logits_via_embedding:
+      self.logits_dense = layers.Dense(
+        cfg.emb_dim, cfg.vocab_size, truncated=True
+      )
+
+  def __call__(
+    self,
+    x: Float[Array, "B T E"],
+    encoded: Float[Array, "B S E"],
+    *,
+    mask: Mask,
+    cross_mask: Mask,
+    rate: layers.Rate | None,
+  ) -> Float[Array, "B T E"]:
+    """Returns the last hidden states, before the head."""
+    positions = range(x.shape[1])
+    bias = self.relpos_bias(positions, positions)
+    x = layers.dropout(self, x, rate)
+    for layer in self.layers:
+      x = layer(
+        x, encoded, mask=mask, bias=bias, cross_mask=cross_mask, rate=rate
+      )
+    return layers.dropout(self, self.decoder_norm(x), rate)
+
+  def start(
+    self, encoded: Float[Array, "B S E"]
+  ) -> tuple[attention.KeysValues, ...]:
+    """Returns every layer's keys and values of the encoded inputs."""
+    return tuple(
+      layer.encoder_decoder_attention.project(encoded) for layer in self.layers
+    )
+
+  def step(
+    self,
+    x: Float[Array, "B W E"],
+    cache: Cache,
+    context: DecodeContext,
+    *,
+    level: int,
+  ) -> tuple[Float[Array, "B W E"], Cache]:
+    """Returns the last hidden states of one position, and the cache."""
+    bias = self.relpos_bias(range(level, level + 1), range(level + 1))
+    new_cache = []
+    for layer, layer_cache, memory in zip(
+      self.layers, cache, context.memory, strict=True
+    ):
+      x, layer_cache = layer.step(
+        x,
+        layer_cache,
+        memory,
+        bias=bias,
+        cross_mask=context.mask,
+        level=level,
+      )
+      new_cache.append(layer_cache)
+    return self.decoder_norm(x), tuple(new_cache)
+
+
+class EncoderDecoder(nn.Module):
+  """The generator: token histories in, logits of the next item's tokens out.
+
+  Token 0 is padding: no query attends to it, and adding it at the end of the
+  inputs changes no result.
+
+  >>> import jax, jax.numpy as jnp
+  >>> from gr_jax.models import EncoderDecoder, T5Config
+  >>> model = EncoderDecoder(T5Config(vocab_size=10, emb_dim=8, mlp_dim=8))
+  >>> inputs = jnp.array([[5, 6, 1]])
+  >>> tokens = jnp.array([[0, 5]])
+  >>> params = model.init(jax.random.key(0), inputs, tokens)["params"]
+  >>> model.apply({"params": params}, inputs, tokens).shape
+  (1, 2, 10)
+  """
+
+  config: config_lib.T5Config
+
+  def setup(self):
+    """Declares embedding, encoder and decoder under T5X's names."""
+    cfg = self.config
+    self.token_embedder = layers.Embedding(
+      cfg.vocab_size, cfg.emb_dim, cfg.activation_dtype
+    )
+    self.encoder = Encoder(cfg)
+    self.decoder = Decoder(cfg)
+
+  def __call__(
+    self,
+    inputs: Int[Array, "B S"],
+    decoder_inputs: Int[Array, "B T"],
+    *,
+    deterministic: bool = True,
+    dropout_rate: layers.Rate | None = None,
+    input_segment_ids: Int[Array, "B S"] | None = None,
+    decoder_segment_ids: Int[Array, "B T"] | None = None,
+  ) -> Float[Array, "B T V"]:
+    """Returns float32 logits of the token after each decoder input.
+
+    Args:
+      inputs: History tokens, 0 where padded.
+      decoder_inputs: Targets shifted right, 0 first (see `shift_right`).
+      deterministic: Whether dropout is off; else a "dropout" stream is drawn.
+      dropout_rate: Overrides the config's rate; may be a traced scalar.
+      input_segment_ids: Packed rows only: number of the example each input
+        token belongs to. Relative positions need no other help.
+      decoder_segment_ids: Likewise for decoder inputs.
+
+    Raises:
+      InputError: Batch sizes differ, or only one of the segment ids is given.
+    """
+    if inputs.shape[0] != decoder_inputs.shape[0]:
+      raise checks.InputError(
+        "inputs and decoder_inputs need one batch size; got "
+        f"{inputs.shape[0]} and {decoder_inputs.shape[0]}."
+      )
+    if (input_segment_ids is None) != (decoder_segment_ids is None):
+      raise checks.InputError(
+        "Give input_segment_ids and decoder_segment_ids together, or neither."
+      )
+    rate = self._rate(deterministic, dropout_rate)
+    encoded = self._encode(inputs, input_segment_ids, rate)
+    mask = attention.causal_mask(decoder_inputs.shape[1])
+    cross_mask = attention.padding_mask(inputs)
+    if decoder_segment_ids is not None:
+      mask = mask & attention.segment_mask(
+        decoder_segment_ids, decoder_segment_ids
+      )
+      cross_mask = cross_mask & attention.segment_mask(
+        decoder_segment_ids, input_segment_ids
+      )
+    x = self.token_embedder(decoder_inputs)
+    x = self.decoder(x, encoded, mask=mask, cross_mask=cross_mask, rate=rate)
+    return self._logits(x)
+
+  def encode(
+    self,
+    inputs: Int[Array, "B S"],
+    *,
+    deterministic: bool = True,
+    dropout_rate: layers.Rate | None = None,
+    input_segment_ids: Int[Array, "B S"] | None = None,
+  ) -> Float[Array, "B S E"]:
+    """Returns the encoded inputs; values at padding carry no meaning."""
+    rate = self._rate(deterministic, dropout_rate)
+    return self._encode(inputs, input_segment_ids, rate)
+
+  def score(
+    self, inputs: Int[Array, "B S"], targets: Int[Array, "B T"]
+  ) -> Float[Array, " B"]:
+    """Returns log p(targets | inputs), padding (0) in targets not counted."""
+    log_probs = jax.nn.log_softmax(self(inputs, shift_right(targets)))
+    chosen = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)
+    return jnp.sum(jnp.where(targets != 0, chosen[..., 0], 0.0), axis=-1)
+
+  def start_decode(
+    self, encoded: Float[Array, "B S E"], inputs: Int[Array, "B S"]
+  ) -> DecodeContext:
+    """Returns what all beams and levels of a user share, computed once."""
+    return DecodeContext(
+      memory=self.decoder.start(encoded),
+      mask=attention.padding_mask(inputs),
+    )
+
+  def init_cache(self, batch_size: int, max_length: int) -> Cache:
+    """Returns an empty cache of one beam: leaves [B, 1, T, A, Dh].
+
+    Needs no parameters: `model.init_cache(...)` works without `apply`.
+    """
+    return tuple(
+      attention.empty_cache(self.config, batch_size, max_length)
+      for _ in range(self.config.num_decoder_layers)
+    )
+
+  def decode_step(
+    self,
+    tokens: Int[Array, "B W"],
+    cache: Cache,
+    context: DecodeContext,
+    *,
+    level: int,
+  ) -> tuple[Float[Array, "B W V"], Cache]:
+    """Feeds one token per beam; equals `__call__` at position `level`.
+
+    Args:
+      tokens: Decoder inputs at position `level`: 0 at level 0, then the token
+        each beam chose last.
+      cache: Leaves [B, W, T, A, Dh] with the positions before `level` filled.
+      context: From `start_decode`.
+      level: Position, static; one compiled program per level.
+
+    Returns:
+      float32 logits of the next token, and the cache with this position.
+
+    Raises:
+      InputError: The cache has no room for `level` or holds other beams.
+    """
+    check_step(tokens, cache, level)
+    x = self.token_embedder(tokens)
+    x, cache = self.decoder.step(x, cache, context, level=level)
+    return self._logits(x), cache
+
+  def _rate(self, deterministic, dropout_rate):
+    if deterministic:
+      return None
+    return self.config.dropout_rate if dropout_rate is None else dropout_rate
+
+  def _encode(self, inputs, segment_ids, rate):
+    mask = attention.padding_mask(inputs)
+    if segment_ids is not None:
+      mask = mask & attention.segment_mask(segment_ids, segment_ids)
+    return self.encoder(self.token_embedder(inputs), mask=mask, rate=rate)
+
+  def _logits(self, x):
+    if self.config.logits_via_embedding:
+      return self.token_embedder.attend(x)
+    return self.decoder.logits_dense(x)
+
+
+def norm(cfg: config_lib.T5Config) -> layers.RMSNorm:
+  """Returns a norm of the model's width."""
+  return layers.RMSNorm(cfg.emb_dim, cfg.activation_dtype)
+
+
+def shift_right(targets: Int[Array, "*batch T"]) -> Int[Array, "*batch T"]:
+  """Returns decoder inputs: targets moved one position on, 0 first."""
+  pad = [(0, 0)] * (targets.ndim - 1) + [(1, 0)]
+  return jnp.pad(targets, pad)[..., :-1]
+
+
+def check_step(tokens: jax.Array, cache: Cache, level: int) -> None:
+  """Refuses a step that the cache cannot take.
+
+  Raises:
+    InputError: The cache has no room for `level` or holds other beams.
+  """
+  batch_size, num_beams, max_length = cache[0].key.shape[:3]
+  if not 0 <= level < max_length:
+    raise checks.InputError(
+      f"Need 0 <= level < {max_length}, the cache's length; got {level}. "
+      "Make a longer cache with init_cache."
+    )
+  if tokens.shape != (batch_size, num_beams):
+    raise checks.InputError(
+      f"tokens {tokens.shape} must match the cache's [B, W] = "
+      f"{(batch_size, num_beams)}; re-gather the cache per beam."
+    )
