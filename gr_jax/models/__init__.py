@@ -6,5 +6,12 @@ from gr_jax.models.encoder_decoder import (
   EncoderDecoder,
   shift_right,
 )
+from gr_jax.models.sharding import logical_axes
 
-__all__ = ["DecodeContext", "EncoderDecoder", "T5Config", "shift_right"]
+__all__ = [
+  "DecodeContext",
+  "EncoderDecoder",
+  "T5Config",
+  "logical_axes",
+  "shift_right",
+]

@@ -16,9 +16,8 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from gr_jax.core import checks
-from gr_jax.models import attention
+from gr_jax.models import attention, layers
 from gr_jax.models import config as config_lib
-from gr_jax.models import layers
 
 Mask = Bool[Array, "..."] | Bool[np.ndarray, "..."]
 Cache = tuple[attention.KeysValues, ...]
