@@ -62,6 +62,7 @@ _KINDS = 12  # product kinds of a department
 _MIN_ITEMS = 60  # a department's
 _SUCCESSORS = 4  # product kinds that may follow one
 _FAVORITE = 0.7  # chance of the successor that the last two kinds call for
+_STAY = 0.12  # chance of another item of the same kind
 _SAME_DAY = 0.35  # chance that an item is taken on the day of the one before
 _MEAN_GAP_DAYS = 14
 _START_DAYS = 700  # users arrive over about two years
@@ -85,7 +86,7 @@ class SyntheticData:
   num_items: int = 1_440
   num_users: int = 4_000
   mean_length: float = 10.0
-  taste: float = 0.75
+  taste: float = 0.65
   seed: int = 0
 
   def load(self) -> Dataset:
@@ -96,8 +97,8 @@ class SyntheticData:
     """
     if self.num_items < _MIN_ITEMS or self.num_users < 1:
       raise InputError(
-        f"Need num_items >= {_MIN_ITEMS} and num_users >= 1; got {self.num_items=}, "
-        f"{self.num_users=}."
+        f"Need num_items >= {_MIN_ITEMS} and num_users >= 1; got "
+        f"{self.num_items=}, {self.num_users=}."
       )
     if not 5 <= self.mean_length <= self.num_items // 4:
       raise InputError(
@@ -235,7 +236,8 @@ def _next_kind(
   favorite = (kinds[0] + kinds[1]) % _SUCCESSORS
   other = rng.integers(_SUCCESSORS, size=favorite.size)
   follow = rng.random(favorite.size) < _FAVORITE
-  return shop.successors[kinds[1], np.where(follow, favorite, other)]
+  drawn = shop.successors[kinds[1], np.where(follow, favorite, other)]
+  return np.where(rng.random(favorite.size) < _STAY, kinds[1], drawn)
 
 
 def _draw_items(
