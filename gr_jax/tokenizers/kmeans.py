@@ -1,0 +1,263 @@
+"""One codebook by k-means: k-means++ seeds, Lloyd updates, a fit driver.
+
+Everything is chunked over rows: no [N, K] array of distances exists.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Float, Int32
+
+from gr_jax.core import checks, lookup, nearest
+
+# Seeds are drawn from at most this many rows per code, chosen at random.
+_SEED_ROWS_PER_CODE = 64
+
+
+@struct.dataclass
+class KMeansState:
+  """One codebook after `step` Lloyd updates."""
+
+  step: jax.Array  # int32 []
+  codebook: jax.Array  # float32 [K, D]
+  counts: jax.Array  # float32 [K], rows that chose each code
+  inertia: jax.Array  # float32 [], summed squared distance before the update
+
+
+@struct.dataclass
+class KMeansFit:
+  """What `fit` returns."""
+
+  state: KMeansState
+  inertias: jax.Array  # float32 [max_iters], NaN after the last iteration
+  num_iters: jax.Array  # int32 []
+  revived: jax.Array  # int32 [], empty clusters re-seeded
+
+
+def init(
+  x: Float[Array, "N D"], *, num_codes: int, key: jax.Array
+) -> KMeansState:
+  """Draws the first codebook by k-means++ (Arthur and Vassilvitskii 2007).
+
+  Each seed is a row drawn with probability proportional to its squared
+  distance to the nearest seed so far. Above 64 rows a code, a uniform sample
+  of that size stands for all rows.
+
+  Args:
+    x: Rows.
+    num_codes: K, static.
+    key: Random key.
+
+  Raises:
+    InputError: Fewer rows than codes.
+  """
+  if x.shape[0] < num_codes:
+    raise checks.InputError(
+      f"Need N >= num_codes; got N={x.shape[0]}, {num_codes=}."
+    )
+  return KMeansState(
+    step=jnp.int32(0),
+    codebook=_plus_plus(x, num_codes, key),
+    counts=jnp.zeros((num_codes,), jnp.float32),
+    inertia=jnp.float32(jnp.inf),
+  )
+
+
+@functools.partial(jax.jit, static_argnames="num_codes")
+def _plus_plus(x: jax.Array, num_codes: int, key: jax.Array) -> jax.Array:
+  sample_key, first_key, rest_key = jax.random.split(key, 3)
+  x = sample_rows(x, _SEED_ROWS_PER_CODE * num_codes, sample_key)
+  num_rows = x.shape[0]
+  norms = jnp.sum(jnp.square(x), axis=-1)  # [N]
+
+  def distance_to(row: jax.Array) -> jax.Array:
+    dots = jnp.matmul(x, x[row], precision=lax.Precision.HIGHEST)  # [N]
+    return jnp.maximum(norms - 2.0 * dots + norms[row], 0.0).at[row].set(0.0)
+
+  def body(nearest_so_far, step_key):
+    total = jnp.cumsum(nearest_so_far)  # [N]
+    point = jax.random.uniform(step_key) * total[-1]
+    row = jnp.searchsorted(total, point, side="right")
+    # With fewer distinct rows than codes every distance is zero, or rounding
+    # may point past the end: take the farthest row.
+    row = jnp.where(
+      (row < num_rows) & (total[-1] > 0),
+      jnp.minimum(row, num_rows - 1),
+      jnp.argmax(nearest_so_far),
+    )
+    return jnp.minimum(nearest_so_far, distance_to(row)), row
+
+  first = jax.random.randint(first_key, (), 0, num_rows)
+  _, rest = lax.scan(
+    body, distance_to(first), jax.random.split(rest_key, num_codes - 1)
+  )
+  return x[jnp.concatenate([first[None], rest])].astype(jnp.float32)
+
+
+def sample_rows(
+  x: Float[Array, "N D"], num_rows: int, key: jax.Array
+) -> Float[Array, "M D"]:
+  """Returns min(N, num_rows) distinct rows at random, all in order if N fits.
+
+  Args:
+    x: Rows.
+    num_rows: How many are wanted at most, static.
+    key: Random key.
+  """
+  if x.shape[0] <= num_rows:
+    return x
+  return x[jax.random.permutation(key, x.shape[0])[:num_rows]]
+
+
+def sum_by_code(
+  codes: Int32[Array, " N"], x: Float[Array, "N D"], num_codes: int
+) -> Float[Array, "K D"]:
+  """Sums the rows of every code in float32: scatter on CPU, matmul elsewhere.
+
+  Args:
+    codes: Code of every row.
+    x: Rows.
+    num_codes: K, static.
+  """
+  scatter = functools.partial(lookup.scatter_sum, num_rows=num_codes)
+  # Few codes serialize a scatter-add; many make the matmul the larger cost.
+  matmul = functools.partial(
+    lookup.one_hot_sum, num_rows=num_codes, precision=lax.Precision.HIGHEST
+  )
+  return lax.platform_dependent(
+    codes, x, cpu=scatter, default=matmul if num_codes <= 1024 else scatter
+  )
+
+
+def _assign_and_move(
+  state: KMeansState, x: jax.Array
+) -> tuple[KMeansState, jax.Array]:
+  """One Lloyd update, and every row's squared distance before it."""
+  num_codes = state.codebook.shape[0]
+  found = nearest.nearest(x, state.codebook)
+  sums = sum_by_code(found.codes, x, num_codes)  # [K, D]
+  counts = jnp.bincount(found.codes, length=num_codes)  # [K]
+  counts = counts.astype(jnp.float32)
+  means = sums / jnp.maximum(counts, 1.0)[:, None]
+  moved = KMeansState(
+    step=state.step + 1,
+    # An empty cluster keeps its code: 0 / 1 would drag it to the origin.
+    codebook=jnp.where(counts[:, None] > 0, means, state.codebook),
+    counts=counts,
+    inertia=jnp.sum(found.squared_distance),
+  )
+  return moved, found.squared_distance
+
+
+@jax.jit
+def update(state: KMeansState, x: Float[Array, "N D"]) -> KMeansState:
+  """Assigns every row, then moves each code to the mean of its rows."""
+  return _assign_and_move(state, x)[0]
+
+
+def _reseed_empty(
+  state: KMeansState, x: jax.Array, distance: jax.Array
+) -> tuple[KMeansState, jax.Array]:
+  """Moves empty clusters to the rows farthest from their code.
+
+  The j-th empty cluster takes the j-th farthest row, if that is not at a code
+  already. No row loses its code, so inertia cannot rise.
+  """
+  empty = state.counts == 0  # [K]
+
+  def reseed() -> tuple[jax.Array, jax.Array]:
+    far, rows = lax.top_k(distance, state.codebook.shape[0])  # [K]
+    turn = jnp.cumsum(empty) - 1  # [K]
+    taken = empty & (far[turn] > 0)
+    codebook = jnp.where(taken[:, None], x[rows[turn]], state.codebook)
+    return codebook, jnp.sum(taken).astype(jnp.int32)
+
+  codebook, count = lax.cond(
+    jnp.any(empty), reseed, lambda: (state.codebook, jnp.int32(0))
+  )
+  return state.replace(codebook=codebook), count
+
+
+@functools.partial(jax.jit, static_argnames="max_iters")
+def lloyd(
+  state: KMeansState, x: Float[Array, "N D"], *, max_iters: int, tol: float
+) -> KMeansFit:
+  """Runs Lloyd updates until inertia settles, in one dispatch.
+
+  Args:
+    state: Where to start.
+    x: Rows.
+    max_iters: Most updates, static.
+    tol: Stop when an update's inertia fell by at most this share, unless an
+      empty cluster was just re-seeded.
+  """
+
+  def settled(fit: KMeansFit, last: jax.Array, reseeded: jax.Array):
+    fell = last - fit.state.inertia
+    return (fell <= tol * fit.state.inertia) & (reseeded == 0)
+
+  def going(carry) -> jax.Array:
+    fit, last, reseeded = carry
+    started = fit.num_iters > 0
+    return (fit.num_iters < max_iters) & ~(
+      started & settled(fit, last, reseeded)
+    )
+
+  def body(carry):
+    fit, _, _ = carry
+    last = fit.state.inertia
+    moved, distance = _assign_and_move(fit.state, x)
+    moved, reseeded = _reseed_empty(moved, x, distance)
+    fit = KMeansFit(
+      state=moved,
+      inertias=fit.inertias.at[fit.num_iters].set(moved.inertia),
+      num_iters=fit.num_iters + 1,
+      revived=fit.revived + reseeded,
+    )
+    return fit, last, reseeded
+
+  state = state.replace(inertia=jnp.float32(jnp.inf))
+  start = KMeansFit(
+    state=state,
+    inertias=jnp.full((max_iters,), jnp.nan, jnp.float32),
+    num_iters=jnp.int32(0),
+    revived=jnp.int32(0),
+  )
+  carry = (start, jnp.float32(jnp.inf), jnp.int32(0))
+  return lax.while_loop(going, body, carry)[0]
+
+
+def fit(
+  x: Float[Array, "N D"],
+  *,
+  num_codes: int,
+  key: jax.Array,
+  max_iters: int = 100,
+  tol: float = 1e-4,
+  codebook: Float[Array, "K D"] | None = None,
+) -> KMeansFit:
+  """Fits one codebook by Lloyd's algorithm.
+
+  Args:
+    x: Rows.
+    num_codes: K.
+    key: Random key of the seeds.
+    max_iters: Most Lloyd updates.
+    tol: Smallest relative fall of inertia that keeps it going.
+    codebook: Warm start; by default k-means++ seeds.
+
+  Raises:
+    InputError: Fewer rows than codes.
+  """
+  state = init(x, num_codes=num_codes, key=key) if codebook is None else None
+  if state is None:
+    state = KMeansState(
+      step=jnp.int32(0),
+      codebook=codebook,
+      counts=jnp.zeros((num_codes,), jnp.float32),
+      inertia=jnp.float32(jnp.inf),
+    )
+  return lloyd(state, x, max_iters=max_iters, tol=tol)
