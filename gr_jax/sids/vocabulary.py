@@ -201,7 +201,7 @@ class SidVocabulary:
       return np.full(len(user_ids), PAD_ID, np.int32)
     return np.array([self.user_token(u) for u in user_ids], np.int32)
 
-  def readable(self, tokens: Sequence[int] | np.ndarray | Array) -> str:
+  def readable(self, tokens: Sequence | np.ndarray | Array) -> str:
     """Writes tokens as text, e.g. "<a_12><b_3><c_7><d_0>".
 
     Levels are letters (a is the coarsest; after z come aa, ab, ...), EOS is

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -89,12 +89,13 @@ class TrainingData:
   `items[history_start[m]:target_position[m]]`.
   """
 
-  items: jax.Array  # int32 [T], item indices, users back to back
-  item_tokens: jax.Array  # int32 [N, L], pad after an item's last token
-  user_tokens: jax.Array  # int32 [U], pad without user buckets
-  user_index: jax.Array  # int32 [M]
-  history_start: jax.Array  # int32 [M]
-  target_position: jax.Array  # int32 [M]
+  # Any, not jax.Array: shapes and shardings travel in this tree too.
+  items: Any  # int32 [T], item indices, users back to back
+  item_tokens: Any  # int32 [N, L], pad after an item's last token
+  user_tokens: Any  # int32 [U], pad without user buckets
+  user_index: Any  # int32 [M]
+  history_start: Any  # int32 [M]
+  target_position: Any  # int32 [M]
 
   @property
   def num_examples(self) -> int:
@@ -106,8 +107,8 @@ class TrainingData:
 class Batch:
   """Token batch of an encoder-decoder."""
 
-  inputs: jax.Array  # int32 [B, S]
-  targets: jax.Array  # int32 [B, T]
+  inputs: Any  # int32 [B, S]
+  targets: Any  # int32 [B, T]
 
 
 def training_examples(
@@ -219,7 +220,7 @@ def with_examples(
 
 
 def history_data(
-  histories: Sequence[Sequence[int]],
+  histories: Sequence[Sequence | np.ndarray],
   item_tokens: Int32[np.ndarray | Array, "N L"],
   user_tokens: Int32[np.ndarray, "U"] | None = None,
 ) -> TrainingData:
@@ -239,8 +240,8 @@ def history_data(
   if not histories:
     raise checks.InputError("No history was given; name at least one user's.")
   lengths = np.array([len(history) for history in histories], np.int32)
-  flat = [item for history in histories for item in history]
-  items = np.array(flat or [0], np.int64)  # gathers need one element
+  # One element more, for gathers need one even where nobody has a history.
+  items = np.concatenate([np.asarray(h, np.int64) for h in [*histories, [0]]])
   outside = (items < 0) | (items >= item_tokens.shape[0])
   if outside.any():
     raise checks.InputError(
