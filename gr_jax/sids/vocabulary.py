@@ -44,12 +44,15 @@ class SidVocabulary:
       in length; a fixed-length ID ends by itself.
     level_starts: First code of each level in the space of all codes; None
       puts the levels back to back.
+    first_letter: Letter of level 0 in text, counted from 0 = a; catalogs that
+      share one model (`joint`) go on where the one before ended.
   """
 
   codebook_sizes: tuple[int, ...]
   num_user_buckets: int = 0
   append_eos: bool = False
   level_starts: tuple[int, ...] | None = None
+  first_letter: int = 0
 
   def __post_init__(self):
     """Refuses empty or impossible layouts."""
@@ -106,6 +109,47 @@ class SidVocabulary:
       append_eos=append_eos,
       level_starts=catalog.level_starts,
     )
+
+  @classmethod
+  def joint(
+    cls,
+    catalogs: Sequence[sid_catalog.SidCatalog],
+    *,
+    num_user_buckets: int = 0,
+    append_eos: bool | None = None,
+  ) -> tuple[SidVocabulary, ...]:
+    """Returns layouts under which one model serves several catalogs.
+
+    Specials and user buckets are common, the levels of one catalog follow
+    those of the one before, so that no code of two catalogs shares a token.
+    The last layout's `vocab_size` is the model's.
+
+    Args:
+      catalogs: In the order of their token ranges.
+      num_user_buckets: Tokens that user ids hash into.
+      append_eos: None: True when any catalog varies in length.
+    """
+    if append_eos is None:
+      append_eos = any(catalog.is_variable_length for catalog in catalogs)
+    layouts: list[SidVocabulary] = []
+    for catalog in catalogs:
+      layout = cls.from_catalog(
+        catalog, num_user_buckets=num_user_buckets, append_eos=append_eos
+      )
+      if layouts:
+        before = layouts[-1]
+        shift = before.vocab_size - _NUM_SPECIAL - num_user_buckets
+        starts = [
+          offset - layout.level_offsets[0] + shift
+          for offset in layout.level_offsets
+        ]
+        layout = dataclasses.replace(
+          layout,
+          level_starts=tuple(starts),
+          first_letter=before.first_letter + before.num_levels,
+        )
+      layouts.append(layout)
+    return tuple(layouts)
 
   @property
   def pad_id(self) -> int:
@@ -235,12 +279,12 @@ class SidVocabulary:
       return "</s>"
     if _NUM_SPECIAL <= token < _NUM_SPECIAL + self.num_user_buckets:
       return f"<user_{token - _NUM_SPECIAL}>"
-    if not 0 <= token < self.vocab_size:
+    if not self.level_offsets[0] <= token < self.vocab_size:
       return f"<invalid_{token}>"
     # The last level that starts at or before the token owns it, also where
     # ranges overlap: an overlap shows the codes of deeper tokenizer levels.
     level = int(np.searchsorted(self.level_offsets, token, "right")) - 1
-    return f"<{_letters(level)}_{token - self.level_offsets[level]}>"
+    return f"<{self._letter(level)}_{token - self.level_offsets[level]}>"
 
   def _token_of_text(self, text: str) -> int:
     if text == "pad":
@@ -250,7 +294,7 @@ class SidVocabulary:
     name, number = text.rsplit("_", 1)
     if name == "user" and int(number) < self.num_user_buckets:
       return _NUM_SPECIAL + int(number)
-    levels = {_letters(level): level for level in range(self.num_levels)}
+    levels = {self._letter(level): level for level in range(self.num_levels)}
     if name in levels:
       level = levels[name]
       if int(number) < self.codebook_sizes[level]:
@@ -259,6 +303,9 @@ class SidVocabulary:
       f"<{text}> is no token of levels of {self.codebook_sizes} codes and "
       f"{self.num_user_buckets} user buckets."
     )
+
+  def _letter(self, level: int) -> str:
+    return _letters(self.first_letter + level)
 
   def _namespace(self, array, name: str):
     if array.shape[-1] != self.num_levels:

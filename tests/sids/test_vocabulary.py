@@ -96,6 +96,26 @@ def test_a_skipped_level_keeps_every_code_at_its_token():
   )
 
 
+def test_joint_layouts_share_no_code():
+  first = SidCatalog(("x",), np.array([[0, 1]], np.int32), (4, 5), 1)
+  second = SidCatalog(("y",), np.array([[2, 0]], np.int32), (3, 2), 1)
+  one, two = SidVocabulary.joint([first, second], num_user_buckets=6)
+  assert one.level_offsets == (8, 12)
+  assert two.level_offsets == (17, 20)
+  assert two.vocab_size == 2 + 6 + 4 + 5 + 3 + 2
+  assert one.user_token("u") == two.user_token("u")
+  tokens = two.tokens_from_codes(second.codes)[0]
+  assert two.readable(tokens) == "<c_2><d_0>"
+  assert two.parse("<c_2><d_0>") == tokens.tolist()
+  assert one.readable(tokens) == "<invalid_19><invalid_20>"
+  assert two.readable([8]) == "<invalid_8>"
+  assert not one.append_eos
+  shorter = SidCatalog(("x",), np.array([[0, -1]], np.int32), (4, 5), 1)
+  both = SidVocabulary.joint([first, shorter])
+  assert both[0].append_eos
+  assert both[1].append_eos
+
+
 def test_fixed_catalogs_need_no_eos():
   catalog = SidCatalog(("x",), np.zeros((1, 2), np.int32), (4, 5), 1)
   vocabulary = SidVocabulary.from_catalog(catalog)
