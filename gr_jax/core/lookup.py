@@ -66,18 +66,41 @@ def _backward(precision, saved, gradient):
   ids, like = saved
   ids = ids.reshape(-1)  # [B]
   gradient = gradient.reshape(-1, gradient.shape[-1])  # [B, D]
-  summed = lax.platform_dependent(
-    ids,
-    gradient,
-    cpu=functools.partial(scatter_sum, num_rows=like.shape[0]),
-    default=functools.partial(
-      one_hot_sum, num_rows=like.shape[0], precision=precision
-    ),
+  summed = sum_by_id(
+    ids, gradient, num_rows=like.shape[0], precision=precision
   )
   return summed.astype(like.dtype), None
 
 
 _lookup.defvjp(_forward, _backward)
+
+
+def sum_by_id(
+  ids: Int[Array, " B"],
+  rows: Float[Array, "B D"],
+  *,
+  num_rows: int,
+  precision: lax.Precision | None = None,
+) -> Float[Array, "K D"]:
+  """Sums rows of equal id: a scatter-add on CPU, a one-hot matmul elsewhere.
+
+  Args:
+    ids: Where each row goes; ids outside [0, num_rows) go nowhere.
+    rows: What is summed.
+    num_rows: K, static.
+    precision: Of the matmul.
+
+  Returns:
+    float32 [K, D].
+  """
+  return lax.platform_dependent(
+    ids,
+    rows,
+    cpu=functools.partial(scatter_sum, num_rows=num_rows),
+    default=functools.partial(
+      one_hot_sum, num_rows=num_rows, precision=precision
+    ),
+  )
 
 
 def one_hot_sum(

@@ -115,20 +115,20 @@ def sample_rows(
 def sum_by_code(
   codes: Int32[Array, " N"], x: Float[Array, "N D"], num_codes: int
 ) -> Float[Array, "K D"]:
-  """Sums the rows of every code in float32: scatter on CPU, matmul elsewhere.
+  """Sums the rows of every code in float32.
+
+  Few codes serialize a scatter-add; many make the one-hot matmul the larger
+  cost.
 
   Args:
     codes: Code of every row.
     x: Rows.
     num_codes: K, static.
   """
-  scatter = functools.partial(lookup.scatter_sum, num_rows=num_codes)
-  # Few codes serialize a scatter-add; many make the matmul the larger cost.
-  matmul = functools.partial(
-    lookup.one_hot_sum, num_rows=num_codes, precision=lax.Precision.HIGHEST
-  )
-  return lax.platform_dependent(
-    codes, x, cpu=scatter, default=matmul if num_codes <= 1024 else scatter
+  if num_codes > 1024:
+    return lookup.scatter_sum(codes, x, num_rows=num_codes)
+  return lookup.sum_by_id(
+    codes, x, num_rows=num_codes, precision=lax.Precision.HIGHEST
   )
 
 

@@ -1,0 +1,326 @@
+"""Fits by gradient: whole epochs in one dispatch on device-resident rows.
+
+A `Program` says what one step minimizes and what happens between rounds of
+epochs; this file owns the optimizer, the shuffling and the loop. A round is
+`check_every_epochs` epochs, then one look at the hard codes of all rows: one
+dispatch, no host synchronization inside.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Float
+
+from gr_jax.core import checks, permutation, progress, rng
+
+Params = Any
+Extra = Any  # what a program carries beside its parameters, e.g. EMA averages
+Metrics = dict[str, jax.Array]  # scalars
+_REVIVE_UNTIL = 0.9  # of all steps; later codes would not settle any more
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientOptions:
+  """Options of every tokenizer that is trained by gradient."""
+
+  num_epochs: int = 500
+  batch_size: int = 1024
+  learning_rate: float = 1e-3  # peak of a cosine after a linear warmup
+  warmup_share: float = 0.05  # of all steps
+  weight_decay: float = 1e-4  # AdamW's, on weight matrices only
+  standardize: bool = True  # zero mean, unit variance per input dimension
+  compute_dtype: str = "float32"  # of the networks; codes are always float32
+  check_every_epochs: int = 10  # revival and alarms on the whole catalog
+
+  def check_options(self) -> None:
+    """Refuses impossible values by name.
+
+    Raises:
+      InputError: Some option is out of range.
+    """
+    for name in ("num_epochs", "batch_size", "check_every_epochs"):
+      if getattr(self, name) < 1:
+        raise checks.InputError(f"{name}={getattr(self, name)}; want >= 1.")
+    if self.learning_rate <= 0:
+      raise checks.InputError(f"{self.learning_rate=}; want > 0.")
+    checks.check_known(
+      self.compute_dtype, ("float32", "bfloat16"), "compute_dtype"
+    )
+
+
+class Program(Protocol):
+  """What is trained. Hashable and compared by value: it is a static argument.
+
+  It also has the fields of GradientOptions.
+  """
+
+  def loss(
+    self, params: Params, x: Float[Array, "B D"], *, key: jax.Array
+  ) -> tuple[jax.Array, tuple[Metrics, Any]]:
+    """Returns the loss of a batch, metrics, and what `after_step` reads."""
+    ...
+
+  def after_step(
+    self, params: Params, extra: Extra, seen: Any
+  ) -> tuple[Params, Extra]:
+    """Changes parameters outside the gradient, e.g. EMA codebooks."""
+    ...
+
+  def check(
+    self,
+    params: Params,
+    extra: Extra,
+    x: Float[Array, "N D"],
+    *,
+    key: jax.Array,
+    revive: jax.Array,
+  ) -> tuple[Params, Extra, Any]:
+    """Looks at all rows after a round; returns a pytree for the report."""
+    ...
+
+
+@struct.dataclass
+class FitState:
+  """Everything that training changes."""
+
+  step: jax.Array  # int32 []
+  params: Params
+  opt_state: Any
+  extra: Extra
+
+
+@struct.dataclass
+class Normalization:
+  """Affine map of the inputs, part of a tokenizer's state."""
+
+  mean: jax.Array  # float32 [D]
+  scale: jax.Array  # float32 [D], > 0
+
+
+@functools.partial(jax.jit, static_argnames="standardize")
+def fit_normalization(
+  x: Float[Array, "N D"], *, standardize: bool
+) -> Normalization:
+  """Measures mean and standard deviation; a constant dimension keeps scale 1.
+
+  Args:
+    x: All rows.
+    standardize: False for the identity map.
+  """
+  if not standardize:
+    return Normalization(jnp.zeros((x.shape[1],)), jnp.ones((x.shape[1],)))
+  mean, std = jnp.mean(x, axis=0), jnp.std(x, axis=0)
+  # Rounding gives a constant dimension a tiny spread, which must not be blown
+  # up to one.
+  constant = std <= 1e-6 * jnp.maximum(1.0, jnp.abs(mean))
+  return Normalization(mean, jnp.where(constant, 1.0, std))
+
+
+@jax.jit
+def normalize(
+  normalization: Normalization, x: Float[Array | np.ndarray, "B D"]
+) -> Float[Array, "B D"]:
+  """Maps rows to what the network reads."""
+  return (x - normalization.mean[None, :]) / normalization.scale[None, :]
+
+
+@jax.jit
+def denormalize(
+  normalization: Normalization, x: Float[Array, "B D"]
+) -> Float[Array, "B D"]:
+  """Maps the network's output back to rows."""
+  return x * normalization.scale[None, :] + normalization.mean[None, :]
+
+
+def abstract_normalization(embedding_dim: int) -> Normalization:
+  """Returns the shapes of a Normalization."""
+  row = jax.ShapeDtypeStruct((embedding_dim,), jnp.float32)
+  return Normalization(mean=row, scale=row)
+
+
+def make_optimizer(
+  options: GradientOptions, num_steps: int
+) -> optax.GradientTransformation:
+  """Builds AdamW with linear warmup and cosine decay to zero.
+
+  Weight decay spares biases and codebooks: a code has no reason to be small.
+
+  Args:
+    options: Learning rate, warmup share, weight decay.
+    num_steps: Of the whole fit.
+  """
+  warmup_steps = int(options.warmup_share * num_steps)
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0 if warmup_steps else options.learning_rate,
+    options.learning_rate,
+    warmup_steps,
+    max(num_steps, warmup_steps + 1),
+  )
+
+  def decays(params: Params) -> Params:
+    return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: "kernel" in jax.tree_util.keystr(path), params
+    )
+
+  return optax.adamw(schedule, weight_decay=options.weight_decay, mask=decays)
+
+
+def num_steps(program: Program, num_rows: int) -> tuple[int, int]:
+  """Returns the batch size used and the steps of an epoch.
+
+  A batch never exceeds the rows; the rows that do not fill a batch are left
+  out of an epoch, others in each.
+  """
+  batch_size = min(program.batch_size, num_rows)
+  return batch_size, num_rows // batch_size
+
+
+@functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
+def train_round(
+  state: FitState,
+  x: Float[Array, "N D"],
+  key: jax.Array,
+  num_epochs: jax.Array,
+  *,
+  program: Program,
+) -> tuple[FitState, tuple[Metrics, Any]]:
+  """Trains `num_epochs` epochs, then checks the whole catalog.
+
+  Args:
+    state: Before; donated.
+    x: All rows, normalized.
+    key: Random key of the fit; epochs and steps fold their number into it.
+    num_epochs: int32 [], at most `program.check_every_epochs`.
+    program: What is trained.
+
+  Returns:
+    The state, then each metric's mean by epoch (NaN past `num_epochs`) and
+    what `program.check` returned.
+  """
+  batch_size, steps = num_steps(program, x.shape[0])
+  total_steps = program.num_epochs * steps
+  optimizer = make_optimizer(program, total_steps)
+  order_key, step_key, check_key = jax.random.split(key, 3)
+
+  def step(state: FitState, rows: jax.Array):
+    gradient, (metrics, seen) = jax.grad(program.loss, has_aux=True)(
+      state.params, x[rows], key=jax.random.fold_in(step_key, state.step)
+    )
+    updates, opt_state = optimizer.update(
+      gradient, state.opt_state, state.params
+    )
+    params = optax.apply_updates(state.params, updates)
+    params, extra = program.after_step(params, state.extra, seen)
+    return FitState(state.step + 1, params, opt_state, extra), metrics
+
+  def epoch(state: FitState):
+    number = state.step // steps
+    keys = permutation.round_keys(jax.random.fold_in(order_key, number))
+    # The order of a whole epoch at once: one loop on the device, not one a
+    # step.
+    order = permutation.permute(
+      jnp.arange(steps * batch_size, dtype=jnp.int32), keys, size=x.shape[0]
+    )
+    state, metrics = lax.scan(step, state, order.reshape(steps, batch_size))
+    return state, jax.tree.map(jnp.mean, metrics)
+
+  _, like = jax.eval_shape(epoch, state)
+  curves = jax.tree.map(
+    lambda m: jnp.full((program.check_every_epochs,), jnp.nan, m.dtype), like
+  )
+
+  def body(i: jax.Array, carry):
+    state, curves = carry
+    state, metrics = epoch(state)
+    curves = jax.tree.map(lambda c, m: c.at[i].set(m), curves, metrics)
+    return state, curves
+
+  state, curves = lax.fori_loop(0, num_epochs, body, (state, curves))
+  params, extra, seen = program.check(
+    state.params,
+    state.extra,
+    x,
+    key=jax.random.fold_in(check_key, state.step),
+    revive=state.step < int(_REVIVE_UNTIL * total_steps),
+  )
+  return state.replace(params=params, extra=extra), (curves, seen)
+
+
+@dataclasses.dataclass(frozen=True)
+class FitOutcome:
+  """What `fit` returns."""
+
+  params: Params
+  curves: dict[str, np.ndarray]  # metric by epoch
+  rounds: list[Any]  # what `program.check` returned, host arrays
+
+
+def fit(
+  program: Program,
+  params: Params,
+  extra: Extra,
+  x: Float[Array, "N D"],
+  *,
+  key: jax.Array,
+  name: str,
+) -> FitOutcome:
+  """Trains for `program.num_epochs` epochs.
+
+  Args:
+    program: What is trained.
+    params: Where to start; donated.
+    extra: What the program carries beside; donated.
+    x: All rows, normalized, on the device.
+    key: Random key.
+    name: Shown on the progress bar.
+
+  Raises:
+    InputError: The loss became NaN or infinite.
+  """
+  _, steps = num_steps(program, x.shape[0])
+  optimizer = make_optimizer(program, program.num_epochs * steps)
+  state = FitState(
+    step=jnp.int32(0),
+    params=params,
+    opt_state=jax.jit(optimizer.init)(params),
+    extra=extra,
+  )
+  key = rng.stream(key, "gradient_fit")
+  curves, rounds, waiting = [], [], None
+
+  def collect(waiting) -> None:
+    count, result = waiting
+    epochs, seen = jax.device_get(result)
+    curves.append({n: c[:count] for n, c in epochs.items()})
+    rounds.append(seen)
+    if not np.isfinite(curves[-1]["loss"]).all():
+      raise checks.InputError(
+        f"The loss of {name} is not finite after epoch "
+        f"{sum(len(c['loss']) for c in curves)}; lower "
+        f"learning_rate={program.learning_rate} or set standardize=True."
+      )
+    advance(count, note=f"loss {curves[-1]['loss'][-1]:.4f}")
+
+  with progress.bar(name, total=program.num_epochs, unit="epoch") as advance:
+    for start in range(0, program.num_epochs, program.check_every_epochs):
+      count = min(program.check_every_epochs, program.num_epochs - start)
+      state, result = train_round(
+        state, x, key, jnp.int32(count), program=program
+      )
+      # One round behind, so that the device never waits for the host.
+      if waiting is not None:
+        collect(waiting)
+      waiting = (count, result)
+    collect(waiting)
+  return FitOutcome(
+    params=state.params,
+    curves={n: np.concatenate([c[n] for c in curves]) for n in curves[0]},
+    rounds=rounds,
+  )

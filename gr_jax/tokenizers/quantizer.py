@@ -1,0 +1,209 @@
+"""Residual quantizer of latents: choices, losses, EMA codebooks. No encoder."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Float, Int32
+
+from gr_jax.core import lookup, nearest
+from gr_jax.tokenizers import estimators
+
+stop = lax.stop_gradient
+
+
+@struct.dataclass
+class QuantizerOutput:
+  """What a batch of latents became."""
+
+  quantized: jax.Array  # float32 [B, C], sum of codes as the decoder reads it
+  codes: jax.Array  # int32 [B, L]
+  codebook_loss: jax.Array  # float32 [], sum over levels of |sg[r] - q|^2
+  commitment_loss: jax.Array  # float32 [], sum over levels of |r - sg[q]|^2
+  entropy_gap: jax.Array  # float32 [], sum over levels; 0 unless weighted
+  residuals: jax.Array  # float32 [L, B, C], what entered each level
+
+
+class ResidualQuantizer(nn.Module):
+  """Quantizes z level by level; each level codes what the last left over.
+
+  r_0 = z,  q_l = the code nearest to r_l,  r_{l+1} = r_l - q_l
+  (SoundStream, arXiv:2107.03312, Algorithm 1). The losses of one level are
+  |sg[r_l] - q_l|^2 and |r_l - sg[q_l]|^2 (VQ-VAE, arXiv:1711.00937, eq. 3),
+  means over rows and dimensions.
+  """
+
+  codebook_sizes: tuple[int, ...]  # K of each level
+  code_dim: int  # C
+  estimator: str = "straight_through"
+  temperature: float = 1.0  # of gumbel_softmax and the entropy regularizer
+  sinkhorn_epsilon: float = 0.0  # > 0: balanced choices while training
+  sinkhorn_iters: int = 30
+  use_entropy_gap: bool = False
+
+  def setup(self) -> None:
+    """Makes one codebook per level; fits replace these first values."""
+    self.codebooks = [
+      self.param(
+        f"codebook_{level}",
+        nn.initializers.lecun_normal(),
+        (size, self.code_dim),
+      )
+      for level, size in enumerate(self.codebook_sizes)
+    ]
+
+  def __call__(
+    self, z: Float[Array, "B C"], *, key: jax.Array | None = None
+  ) -> QuantizerOutput:
+    """Quantizes a training batch.
+
+    Args:
+      z: Encoder outputs.
+      key: Random key of gumbel_softmax; unused otherwise.
+    """
+    residual, total = z, jnp.zeros_like(z)
+    codes, residuals = [], []
+    codebook_loss = commitment_loss = gap = jnp.float32(0.0)
+    for level, codebook in enumerate(self.codebooks):
+      residuals.append(stop(residual))
+      if self.use_entropy_gap:
+        distances = nearest.squared_distances(residual, codebook)
+        gap += estimators.entropy_gap(distances, temperature=self.temperature)
+      if self.estimator == "gumbel_softmax":
+        distances = nearest.squared_distances(residual, codebook)
+        choice = estimators.gumbel_softmax(
+          distances,
+          temperature=self.temperature,
+          key=jax.random.fold_in(key, level),
+        )
+        codes.append(choice.codes)
+        q = choice.weights @ codebook  # [B, C]
+      else:
+        codes.append(self._choose(stop(residual), stop(codebook)))  # [B]
+        q = lookup.lookup(codebook, codes[-1])  # [B, C]
+      codebook_loss += jnp.mean(jnp.square(stop(residual) - q))
+      commitment_loss += jnp.mean(jnp.square(residual - stop(q)))
+      # stop(q): a straight-through q would cancel the residual's gradient, and
+      # commitment would not reach the encoder below level 0.
+      residual, total = residual - stop(q), total + q
+    if self.estimator in estimators.ESTIMATORS:
+      # The decoder's gradient never reaches the codebooks.
+      total = estimators.ESTIMATORS[self.estimator](z, stop(total))
+    return QuantizerOutput(
+      quantized=total,
+      codes=jnp.stack(codes, axis=-1),  # [B, L]
+      codebook_loss=codebook_loss,
+      commitment_loss=commitment_loss,
+      entropy_gap=gap,
+      residuals=jnp.stack(residuals),  # [L, B, C]
+    )
+
+  def _choose(self, residual: jax.Array, codebook: jax.Array) -> jax.Array:
+    """Chooses codes while training: nearest, or balanced by Sinkhorn."""
+    if self.sinkhorn_epsilon > 0:
+      return estimators.sinkhorn_codes(
+        nearest.squared_distances(residual, codebook),
+        epsilon=self.sinkhorn_epsilon,
+        num_iters=self.sinkhorn_iters,
+      )
+    return nearest.nearest_code(residual, codebook)
+
+  def codes(self, z: Float[Array, "B C"]) -> Int32[Array, "B L"]:
+    """Returns the nearest codes, level by level: what `encode` returns."""
+    residual, codes = z, []
+    for codebook in self.codebooks:
+      codes.append(nearest.nearest_code(residual, codebook))  # [B]
+      residual = residual - codebook[codes[-1]]
+    return jnp.stack(codes, axis=-1)  # [B, L]
+
+  def vectors(self, codes: Int32[Array, "B L"]) -> Float[Array, "B C"]:
+    """Returns the sum of the chosen codes."""
+    return sum(
+      codebook[codes[:, level]] for level, codebook in enumerate(self.codebooks)
+    )
+
+
+@struct.dataclass
+class CodebookAverages:
+  """Exponential moving averages from which EMA codebooks are computed."""
+
+  counts: tuple[jax.Array, ...]  # float32 [K_l] each, rows per code
+  sums: tuple[jax.Array, ...]  # float32 [K_l, C] each, their sum
+
+
+def start_averages(codebooks: list[jax.Array]) -> CodebookAverages:
+  """Starts as if each code had been chosen once, by a row equal to it."""
+  return CodebookAverages(
+    counts=tuple(jnp.ones((c.shape[0],), jnp.float32) for c in codebooks),
+    # A copy: states that hold one buffer twice cannot be donated.
+    sums=tuple(jnp.array(c, copy=True) for c in codebooks),
+  )
+
+
+def update_averages(
+  averages: CodebookAverages,
+  codes: Int32[Array, "B L"],
+  residuals: Float[Array, "L B C"],
+  *,
+  decay: float,
+) -> CodebookAverages:
+  """Moves the averages towards this batch (VQ-VAE, appendix A.1).
+
+  n_k <- decay n_k + (1 - decay) |batch rows of k|, and likewise their sums.
+  The codebook is sums / counts; see `average_codebooks`.
+
+  Args:
+    averages: Before.
+    codes: Choices of the batch.
+    residuals: What entered each level.
+    decay: Share kept.
+  """
+  counts, sums = [], []
+  for level, (count, total) in enumerate(
+    zip(averages.counts, averages.sums, strict=True)
+  ):
+    # A column of ones counts the rows in the same product.
+    rows = jnp.pad(residuals[level], ((0, 0), (0, 1)), constant_values=1.0)
+    batch = lookup.sum_by_id(
+      codes[:, level],
+      rows,
+      num_rows=count.shape[0],
+      precision=lax.Precision.HIGHEST,
+    )  # [K, C + 1]
+    counts.append(decay * count + (1 - decay) * batch[:, -1])
+    sums.append(decay * total + (1 - decay) * batch[:, :-1])
+  return CodebookAverages(tuple(counts), tuple(sums))
+
+
+def average_codebooks(
+  averages: CodebookAverages, codebooks: list[jax.Array]
+) -> list[jax.Array]:
+  """Returns sums / counts; a code whose count decayed to nothing stays put."""
+  return [
+    jnp.where(
+      (count > 1e-6)[:, None], total / jnp.maximum(count, 1e-6)[:, None], old
+    )
+    for count, total, old in zip(
+      averages.counts, averages.sums, codebooks, strict=True
+    )
+  ]
+
+
+def revive_dead(
+  codebook: Float[Array, "K C"],
+  counts: Int32[Array, " K"],
+  rows: Float[Array, "M C"],
+  *,
+  key: jax.Array,
+) -> Float[Array, "K C"]:
+  """Replaces codes that no row chose by rows drawn at random, M >= K.
+
+  Args:
+    codebook: Codes.
+    counts: Rows per code, over the whole catalog.
+    rows: Candidates: residuals entering this level.
+    key: Random key.
+  """
+  drawn = rows[jax.random.permutation(key, rows.shape[0])[: counts.shape[0]]]
+  return jnp.where((counts == 0)[:, None], drawn, codebook)
