@@ -11,6 +11,8 @@ import tensorflow as tf
 from gr_jax.core import checks
 from gr_jax.tasks import windows
 
+_FEATURES = ("inputs", "targets")
+
 
 def batches(
   name: str,
@@ -80,17 +82,18 @@ def batches(
     shard_info=seqio.ShardInfo(index=host_index, num_shards=num_hosts),
     num_epochs=num_epochs,
   )
-  dataset = dataset.map(
-    lambda example: {name: example[name] for name in ("inputs", "targets")}
-  ).padded_batch(
+  dataset = dataset.map(_only_tokens).padded_batch(
     batch_size,
-    padded_shapes={
-      name: [sequence_length[name]] for name in ("inputs", "targets")
-    },
+    padded_shapes={name: [sequence_length[name]] for name in _FEATURES},
     drop_remainder=drop_remainder,
   )
   dataset = dataset.skip(skip_batches).prefetch(tf.data.AUTOTUNE)
   return _as_batches(dataset)
+
+
+@tf.autograph.experimental.do_not_convert
+def _only_tokens(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+  return {name: example[name] for name in _FEATURES}
 
 
 def _as_batches(dataset: tf.data.Dataset) -> Iterator[windows.Batch]:

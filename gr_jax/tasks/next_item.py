@@ -89,11 +89,15 @@ class ExampleSource(seqio.DataSource):
     if shuffle:
       if seed is None:
         seed = int(np.random.default_rng().integers(2**31))
-      order = order.map(
-        lambda index: tf.random.experimental.index_shuffle(
-          index, tf.constant([seed, 0, 0], tf.int64), num_examples - 1
+      order_seed = tf.constant([seed, 0], tf.int64)
+
+      @tf.autograph.experimental.do_not_convert
+      def permute(index: tf.Tensor) -> tf.Tensor:
+        return tf.random.experimental.index_shuffle(
+          index, order_seed, num_examples - 1
         )
-      )
+
+      order = order.map(permute)
     if shard_info is not None and shard_info.num_shards > 1:
       order = order.shard(shard_info.num_shards, shard_info.index)
     if shuffle:
@@ -104,6 +108,7 @@ class ExampleSource(seqio.DataSource):
     first = tf.constant(some.history_start)
     target = tf.constant(some.target_position)
 
+    @tf.autograph.experimental.do_not_convert
     def to_example(index: tf.Tensor) -> dict[str, tf.Tensor]:
       end = target[index]
       start = tf.maximum(first[index], end - self.max_history)
@@ -137,10 +142,12 @@ def history_to_tokens(
   """
   table = tf.constant(sid_tokens)
 
+  @tf.autograph.experimental.do_not_convert
   def tokens_of(items: tf.Tensor) -> tf.Tensor:
     tokens = tf.reshape(tf.gather(table, items), [-1])
     return tf.boolean_mask(tokens, tokens != 0)
 
+  @tf.autograph.experimental.do_not_convert
   def to_tokens(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     inputs = tokens_of(example["history"][-max_history:])
     if has_user_token:

@@ -69,7 +69,7 @@ class SidSeqioVocabulary(seqio.Vocabulary):
         continue
     return self.layouts[-1].parse(s)
 
-  def _decode(self, ids: Iterable[int]) -> str:
+  def _decode(self, ids: Iterable) -> str:
     return "".join(self._text(int(token)) for token in ids)
 
   def _text(self, token: int) -> str:
