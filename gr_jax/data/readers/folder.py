@@ -20,8 +20,6 @@ import pathlib
 import re
 import shutil
 import uuid
-import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -33,6 +31,7 @@ from gr_jax.data import interactions as interactions_lib
 from gr_jax.data.catalog import ItemCatalog
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.interactions import Interactions
+from gr_jax.data.readers.lines import read_lines
 
 _TEXT_FIELDS = ("title", "brand", "keywords", "description", "text")
 
@@ -142,24 +141,8 @@ def find_embeddings(folder: str | os.PathLike[str]) -> dict[str, str]:
   return found
 
 
-def _lines(file: pathlib.Path) -> Iterator[tuple[int, str]]:
-  """Yields (line number from 1, line) of a text file, gzipped or not."""
-  number = 0
-  opener = gzip.open if file.suffix == ".gz" else open
-  try:
-    with opener(file, "rt", encoding="utf-8") as lines:
-      for number, line in enumerate(lines, 1):
-        if line.strip():
-          yield number, line
-  except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-    raise InputError(
-      f"{str(file)!r} cannot be read after line {number} ({error}); fetch or "
-      "write it again."
-    ) from error
-
-
 def read_catalog(path: str | os.PathLike[str]) -> ItemCatalog:
-  """Reads items from JSON lines, gzipped if the name ends in .gz.
+  """Reads items from JSON lines, plain or gzipped.
 
   Args:
     path: The file, as the module's docstring describes `items.jsonl.gz`.
@@ -171,7 +154,7 @@ def read_catalog(path: str | os.PathLike[str]) -> ItemCatalog:
   file = pathlib.Path(path)
   if not file.is_file():
     raise InputError(f"No items file {str(path)!r}; check the path.")
-  rows = [_parse_item(line, file, number) for number, line in _lines(file)]
+  rows = [_parse_item(line, file, number) for number, line in read_lines(file)]
   if not rows:
     raise InputError(f"{str(file)!r} holds no items.")
   return ItemCatalog(*(tuple(column) for column in zip(*rows, strict=True)))
@@ -247,7 +230,7 @@ def _read_text(file: pathlib.Path, catalog: ItemCatalog) -> Interactions:
   import pyarrow as pa
 
   user_ids, lengths, item_ids = [], [], []
-  for number, line in _lines(file):
+  for number, line in read_lines(file):
     user, *items = line.split()
     if not items:
       raise InputError(
