@@ -109,8 +109,8 @@ def global_time_split(
 
   Training ends for everyone at the moment before which a share of
   1 - validation_share - test_share of all interactions happened. A user's
-  first interaction in each later period is that period's example, with all
-  that the user did before as history; users without a history have none.
+  first interaction with a history in each later period is that period's
+  example; the history is all that the user did before, in the period too.
 
   Args:
     interactions: With absolute times.
@@ -135,24 +135,26 @@ def global_time_split(
       f"Need positive shares below 1 in sum; got {validation_share=}, "
       f"{test_share=}."
     )
-  # "lower" picks a time that occurs, so that a tie is never cut in two.
-  starts = np.quantile(times, [train_share, 1 - test_share], method="lower")
+  shares = np.asarray([train_share, 1 - test_share])
+  ranks = np.minimum(np.round(shares * times.size), times.size - 1)
+  # Times that occur: interactions of one moment fall on one side.
+  starts = np.sort(times)[ranks.astype(np.int64)]
   user_index = interactions.user_index
+  has_history = np.ones(times.size, bool)
+  has_history[interactions.offsets[:-1][interactions.lengths > 0]] = False
   held_out = []
   for name, share, low, high in (
     ("validation", validation_share, starts[0], starts[1]),
     ("test", test_share, starts[1], np.inf),
   ):
-    inside = np.flatnonzero((times >= low) & (times < high))
-    _, first = np.unique(user_index[inside], return_index=True)
-    examples = _examples(interactions, inside[first])
-    seen = examples.target_position > examples.history_start
-    if not seen.any():
+    inside = np.flatnonzero((times >= low) & (times < high) & has_history)
+    if not inside.size:
       raise InputError(
         f"No user with a history has an interaction in the {name} period; "
         f"raise {name}_share={share}."
       )
-    held_out.append(examples.take(seen))
+    _, first = np.unique(user_index[inside], return_index=True)
+    held_out.append(_examples(interactions, inside[first]))
   before = np.bincount(
     user_index[times < starts[0]], minlength=interactions.num_users
   )

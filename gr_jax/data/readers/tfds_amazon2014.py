@@ -4,6 +4,7 @@ Checksums: see `tfds_sequences`.
 """
 
 import tensorflow_datasets as tfds
+from etils import epath
 
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.readers import amazon2014, tfds_sequences
@@ -18,6 +19,8 @@ SUBSETS = {
 class Amazon2014(tfds_sequences.SequencesBuilder):
   """Amazon 2014 5-core, leave-one-out."""
 
+  # TFDS 4.9.10 finds it by importlib_resources, which it does not require.
+  code_path = epath.Path(__file__)
   BUILDER_CONFIGS = tfds_sequences.make_configs(SUBSETS)
   DESCRIPTION = "Amazon product reviews until 2014, 5-core, leave-one-out."
   HOMEPAGE = "https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html"

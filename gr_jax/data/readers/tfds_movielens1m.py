@@ -4,6 +4,7 @@ Checksums: see `tfds_sequences`.
 """
 
 import tensorflow_datasets as tfds
+from etils import epath
 
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.readers import movielens1m, tfds_sequences
@@ -16,6 +17,8 @@ class MovieLens1M(tfds_sequences.SequencesBuilder):
   """MovieLens-1M, leave-one-out."""
 
   name = "movielens1m"
+  # TFDS 4.9.10 finds it by importlib_resources, which it does not require.
+  code_path = epath.Path(__file__)
   BUILDER_CONFIGS = tfds_sequences.make_configs(SUBSETS)
   DESCRIPTION = "MovieLens-1M ratings as interactions, leave-one-out."
   HOMEPAGE = "https://grouplens.org/datasets/movielens/1m/"
