@@ -4,6 +4,8 @@ Whatever ends in an argmin is computed in float32 with matmuls of the highest
 precision, so that an item's codes do not depend on the hardware.
 """
 
+from typing import no_type_check
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from jaxtyping import Array, Float, Int32
 _BLOCK_ELEMENTS = 1 << 22
 
 
+@no_type_check  # leaves may be shapes, or anything in a tree.map
 @struct.dataclass
 class Nearest:
   """What `nearest` found for every row."""

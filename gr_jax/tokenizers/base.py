@@ -8,7 +8,7 @@ the doors of those methods and turn states into named arrays and back.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ State = Any  # a pytree of arrays, its own class per tokenizer
 MAX_CODE = 2**31 - 1  # codes are int32
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
   """Fitted map between embeddings [N, D] and codes [N, L].
 

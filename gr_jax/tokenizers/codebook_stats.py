@@ -103,7 +103,7 @@ def bucket_sizes(codes: Int[np.ndarray, "N L"]) -> dict[int, int]:
 
 def level_statistics(
   codes: Int[np.ndarray, "N L"], codebook_sizes: Sequence[int]
-) -> list[dict[str, float]]:
+) -> list[dict[str, float | int]]:
   """Describes every level: usage, balance and the hourglass figures.
 
   The hourglass (Kuai et al. 2024, arXiv:2407.21488) is a middle level of low
@@ -140,7 +140,7 @@ def level_statistics(
   return levels
 
 
-def id_statistics(codes: Int[np.ndarray, "N L"]) -> dict[str, float]:
+def id_statistics(codes: Int[np.ndarray, "N L"]) -> dict[str, float | int]:
   """Describes whole IDs: collisions and how unevenly IDs share the items."""
   counts = path_counts(codes)
   return {

@@ -4,6 +4,8 @@ The choice is an argmin, whose gradient is zero. Each function here is one
 published way around that, or one published way to spread the choices.
 """
 
+from typing import no_type_check
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -60,6 +62,7 @@ ESTIMATORS = {
 }
 
 
+@no_type_check  # leaves may be shapes, or anything in a tree.map
 @struct.dataclass
 class SoftChoice:
   """A sampled code and weights through which gradients reach all codes."""

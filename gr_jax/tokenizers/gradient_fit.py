@@ -8,7 +8,7 @@ dispatch, no host synchronization inside.
 
 import dataclasses
 import functools
-from typing import Any, Protocol
+from typing import Any, Protocol, no_type_check, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,7 @@ class GradientOptions:
     )
 
 
+@runtime_checkable
 class Program(Protocol):
   """What is trained. Hashable and compared by value: it is a static argument.
 
@@ -86,6 +87,7 @@ class Program(Protocol):
     ...
 
 
+@no_type_check  # leaves may be shapes, or anything in a tree.map
 @struct.dataclass
 class FitState:
   """Everything that training changes."""
@@ -96,6 +98,7 @@ class FitState:
   extra: Extra
 
 
+@no_type_check
 @struct.dataclass
 class Normalization:
   """Affine map of the inputs, part of a tokenizer's state."""
@@ -207,15 +210,18 @@ def train_round(
   batch_size, steps = num_steps(program, x.shape[0])
   total_steps = program.num_epochs * steps
   optimizer = make_optimizer(program, total_steps)
-  order_key, step_key, check_key = jax.random.split(key, 3)
+  order_key, step_key = rng.stream(key, "order"), rng.stream(key, "step")
+  check_key = rng.stream(key, "check")
 
   def step(state: FitState, rows: jax.Array):
     gradient, (metrics, seen) = jax.grad(program.loss, has_aux=True)(
       state.params, x[rows], key=jax.random.fold_in(step_key, state.step)
     )
-    updates, opt_state = optimizer.update(
-      gradient, state.opt_state, state.params
-    )
+    # optax mixes int32 counters with float32 rates.
+    with jax.numpy_dtype_promotion("standard"):
+      updates, opt_state = optimizer.update(
+        gradient, state.opt_state, state.params
+      )
     params = optax.apply_updates(state.params, updates)
     params, extra = program.after_step(params, state.extra, seen)
     return FitState(state.step + 1, params, opt_state, extra), metrics

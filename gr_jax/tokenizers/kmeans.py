@@ -4,6 +4,7 @@ Everything is chunked over rows: no [N, K] array of distances exists.
 """
 
 import functools
+from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from gr_jax.core import checks, lookup, nearest
 _SEED_ROWS_PER_CODE = 64
 
 
+@no_type_check  # leaves may be shapes, or anything in a tree.map
 @struct.dataclass
 class KMeansState:
   """One codebook after `step` Lloyd updates."""
@@ -27,6 +29,7 @@ class KMeansState:
   inertia: jax.Array  # float32 [], summed squared distance before the update
 
 
+@no_type_check
 @struct.dataclass
 class KMeansFit:
   """What `fit` returns."""
@@ -77,10 +80,9 @@ def _plus_plus(x: jax.Array, num_codes: int, key: jax.Array) -> jax.Array:
     dots = jnp.matmul(x, x[row], precision=lax.Precision.HIGHEST)  # [N]
     return jnp.maximum(norms - 2.0 * dots + norms[row], 0.0).at[row].set(0.0)
 
-  def body(nearest_so_far, step_key):
+  def body(nearest_so_far, share):
     total = jnp.cumsum(nearest_so_far)  # [N]
-    point = jax.random.uniform(step_key) * total[-1]
-    row = jnp.searchsorted(total, point, side="right")
+    row = jnp.searchsorted(total, share * total[-1], side="right")
     # With fewer distinct rows than codes every distance is zero, or rounding
     # may point past the end: take the farthest row.
     row = jnp.where(
@@ -91,9 +93,8 @@ def _plus_plus(x: jax.Array, num_codes: int, key: jax.Array) -> jax.Array:
     return jnp.minimum(nearest_so_far, distance_to(row)), row
 
   first = jax.random.randint(first_key, (), 0, num_rows)
-  _, rest = lax.scan(
-    body, distance_to(first), jax.random.split(rest_key, num_codes - 1)
-  )
+  shares = jax.random.uniform(rest_key, (num_codes - 1,))
+  _, rest = lax.scan(body, distance_to(first), shares)
   return x[jnp.concatenate([first[None], rest])].astype(jnp.float32)
 
 
@@ -183,7 +184,11 @@ def _reseed_empty(
 
 @functools.partial(jax.jit, static_argnames="max_iters")
 def lloyd(
-  state: KMeansState, x: Float[Array, "N D"], *, max_iters: int, tol: float
+  state: KMeansState,
+  x: Float[Array, "N D"],
+  *,
+  max_iters: int,
+  tol: float | jax.Array,
 ) -> KMeansFit:
   """Runs Lloyd updates until inertia settles, in one dispatch.
 

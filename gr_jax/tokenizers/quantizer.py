@@ -1,5 +1,7 @@
 """Residual quantizer of latents: choices, losses, EMA codebooks. No encoder."""
 
+from typing import no_type_check
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from gr_jax.tokenizers import estimators
 stop = lax.stop_gradient
 
 
+@no_type_check  # leaves may be shapes, or anything in a tree.map
 @struct.dataclass
 class QuantizerOutput:
   """What a batch of latents became."""
@@ -124,6 +127,7 @@ class ResidualQuantizer(nn.Module):
     )
 
 
+@no_type_check
 @struct.dataclass
 class CodebookAverages:
   """Exponential moving averages from which EMA codebooks are computed."""

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from typing import ClassVar
+from typing import ClassVar, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from gr_jax.core import nearest, progress
 from gr_jax.tokenizers import base, kmeans, reporting
 
 
+@no_type_check  # leaves may be shapes, or anything in a tree.map
 @struct.dataclass
 class CodebooksState:
   """One codebook per level."""

@@ -1,5 +1,7 @@
 """RQ-VAE: an MLP encoder and decoder around the residual quantizer. No loop."""
 
+from typing import no_type_check
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,18 +23,22 @@ class MLP(nn.Module):
   def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B C"]:
     """Applies all layers."""
     for layer, width in enumerate(self.widths):
+      last = layer + 1 == len(self.widths)
+      kernel_init = (
+        nn.initializers.lecun_normal() if last else nn.initializers.he_normal()
+      )
       x = nn.Dense(
         width,
         dtype=jnp.dtype(self.dtype),
         precision=self.precision,
-        kernel_init=nn.initializers.he_normal(),
+        kernel_init=kernel_init,
         name=f"layer_{layer}",
       )(x)
-      if layer + 1 < len(self.widths):
-        x = nn.relu(x)
+      x = x if last else nn.relu(x)
     return x.astype(jnp.float32)
 
 
+@no_type_check  # leaves may be shapes, or anything in a tree.map
 @struct.dataclass
 class RQVAEOutput:
   """A forward pass."""

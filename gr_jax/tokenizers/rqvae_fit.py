@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from typing import Any, ClassVar
+from typing import Any, ClassVar, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ _INIT_ROWS_PER_CODE = 64
 _ENCODE_CHUNK = 1 << 14
 
 
+@no_type_check  # leaves may be shapes, or anything in a tree.map
 @struct.dataclass
 class RQVAEState:
   """Networks, codebooks and the input's normalization."""
@@ -39,6 +40,7 @@ class RQVAEState:
   normalization: gradient_fit.Normalization
 
 
+@no_type_check
 @struct.dataclass
 class CatalogCheck:
   """Hard codes of the whole catalog after a round of epochs."""
