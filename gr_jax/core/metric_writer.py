@@ -33,8 +33,11 @@ class MetricWriter:
     self._file = self._path.open("a")
     self._events = None
     if all(map(importlib.util.find_spec, ("clu", "tensorflow", "tensorboard"))):
+      import tensorflow as tf
       from clu import metric_writers
 
+      # The accelerators' memory is for JAX.
+      tf.config.set_visible_devices([], "GPU")
       self._events = metric_writers.SummaryWriter(str(folder))
     else:
       logging.warning(
@@ -57,7 +60,7 @@ class MetricWriter:
       self._events.close()
 
 
-def read(folder: str | os.PathLike[str]) -> list[dict[str, float | None]]:
+def read(folder: str | os.PathLike[str]) -> list[dict[str, float | int | None]]:
   """Returns the rows written so far; a line cut off by a crash is dropped.
 
   Args:

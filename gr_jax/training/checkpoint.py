@@ -1,0 +1,145 @@
+"""Checkpoints of a run: the latest states and the best parameters.
+
+The only file that knows orbax. A checkpoint is whole or absent: orbax writes
+a temporary folder and renames it.
+"""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+
+from gr_jax.core import checks
+from gr_jax.training.state import TrainState
+
+
+class Checkpointer:
+  """Saves and restores one run below a folder.
+
+  `latest/` holds the newest two whole states with the run's facts (best value
+  so far, patience used, fingerprint); `best/` the parameters of the best
+  validation.
+  """
+
+  def __init__(self, folder: str | os.PathLike[str], *, fingerprint: str):
+    """Opens the folder.
+
+    Args:
+      folder: Where this run's checkpoints lie; made if missing.
+      fingerprint: Hash of all that the run depends on: configuration, data,
+        semantic IDs. A checkpoint with another one is refused.
+    """
+    folder = pathlib.Path(folder).absolute()
+    self._folder = folder
+    self._fingerprint = fingerprint
+    self._latest = ocp.CheckpointManager(
+      folder / "latest",
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=2, enable_async_checkpointing=False
+      ),
+    )
+    self._best = ocp.CheckpointManager(
+      folder / "best",
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=1, enable_async_checkpointing=False
+      ),
+    )
+
+  def save(self, state: TrainState, facts: Mapping[str, Any]) -> None:
+    """Saves the whole state and the run's facts, JSON types."""
+    step = int(state.step)
+    if step in self._latest.all_steps():
+      return
+    self._latest.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        facts=ocp.args.JsonSave({**facts, "fingerprint": self._fingerprint}),
+      ),
+    )
+
+  def save_best(self, state: TrainState) -> None:
+    """Replaces the best parameters with those of `state`."""
+    step = int(state.step)
+    for old in self._best.all_steps():
+      if old >= step:  # of a run that went on further before it was cut off
+        self._best.delete(old)
+    self._best.save(
+      step,
+      args=ocp.args.Composite(params=ocp.args.StandardSave(state.params)),
+    )
+
+  def restore(self, template: TrainState) -> tuple[TrainState, dict] | None:
+    """Returns the newest readable state and its facts, or None.
+
+    A checkpoint that cannot be read (cut off by a full disk, say) is skipped
+    with a warning in favor of the one before it.
+
+    Args:
+      template: A state of the right shapes, dtypes and shardings.
+
+    Raises:
+      InputError: The checkpoint is of another run, or none can be read.
+    """
+    steps = sorted(self._latest.all_steps(), reverse=True)
+    for step in steps:
+      try:
+        facts = self._latest.restore(
+          step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())
+        ).facts
+      except (OSError, ValueError, KeyError) as error:
+        logging.warning("Checkpoint %d cannot be read: %s", step, error)
+        continue
+      if facts.pop("fingerprint") != self._fingerprint:
+        raise checks.InputError(
+          f"{str(self._folder)!r} holds checkpoints of another configuration "
+          "or catalog; choose another --workdir or delete that folder."
+        )
+      abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+      try:
+        state = self._latest.restore(
+          step,
+          args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),
+        ).state
+      except (OSError, ValueError, KeyError) as error:
+        logging.warning("Checkpoint %d cannot be read: %s", step, error)
+        continue
+      for late in [s for s in steps if s > step]:
+        self._latest.delete(late)
+      return state, facts
+    if steps:
+      raise checks.InputError(
+        f"No checkpoint in {str(self._folder)!r} can be read; delete that "
+        "folder to start over."
+      )
+    return None
+
+  def restore_best(self, template: Any) -> tuple[int, Any]:
+    """Returns the step and the parameters of the best validation.
+
+    Args:
+      template: Parameters of the right shapes, dtypes and shardings.
+
+    Raises:
+      InputError: Nothing was validated yet.
+    """
+    step = self._best.latest_step()
+    if step is None:
+      raise checks.InputError(
+        f"No best parameters in {str(self._folder)!r}; train further, to the "
+        "first validation."
+      )
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+    restored = self._best.restore(
+      step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
+    )
+    return step, restored.params
+
+  def close(self) -> None:
+    """Waits for writes and closes."""
+    self._latest.close()
+    self._best.close()

@@ -1,0 +1,109 @@
+"""The optimizer: AdamW with clipping and a schedule, from a dataclass."""
+
+import dataclasses
+
+import jax
+import optax
+
+from gr_jax.core import checks
+
+SCHEDULES = ("cosine", "rsqrt", "constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101).
+
+  Attributes:
+    learning_rate: Its peak, reached at the end of the warmup.
+    schedule: After the warmup: "cosine" to 0 at the last step, "rsqrt"
+      (peak * sqrt(warmup / step), T5's), or "constant".
+    warmup_steps: Steps of linear increase from 0.
+    weight_decay: Decoupled decay of matrices; scales and biases are spared.
+    clip_norm: Largest global norm of the gradient; 0 turns clipping off.
+    b1: Decay of the first moment.
+    b2: Decay of the second moment.
+  """
+
+  learning_rate: float = 1e-3
+  schedule: str = "cosine"
+  warmup_steps: int = 500
+  weight_decay: float = 1e-2
+  clip_norm: float = 1.0
+  b1: float = 0.9
+  b2: float = 0.999
+
+  def __post_init__(self):
+    """Refuses settings that cannot train."""
+    if self.schedule not in SCHEDULES:
+      checks.check_known(self.schedule, SCHEDULES, "schedule")
+    if self.learning_rate <= 0 or self.warmup_steps < 1:
+      raise checks.InputError(
+        "The optimizer needs learning_rate > 0 and warmup_steps >= 1; got "
+        f"learning_rate={self.learning_rate}, "
+        f"warmup_steps={self.warmup_steps}."
+      )
+
+
+def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+  """Returns step -> learning rate.
+
+  Args:
+    config: The optimizer's settings.
+    num_steps: Length of the run, where the cosine ends.
+
+  Raises:
+    InputError: A warmup as long as the run.
+  """
+  if config.warmup_steps >= num_steps:
+    raise checks.InputError(
+      f"warmup_steps={config.warmup_steps} must be below {num_steps=}."
+    )
+  peak, warmup = config.learning_rate, config.warmup_steps
+  rise = optax.linear_schedule(0.0, peak, warmup)
+  match config.schedule:
+    case "cosine":
+      rest = optax.cosine_decay_schedule(peak, num_steps - warmup)
+    case "rsqrt":
+
+      def rest(step):
+        return peak * (warmup / (step + warmup)) ** 0.5
+
+    case _:
+      rest = optax.constant_schedule(peak)
+  return optax.join_schedules([rise, rest], [warmup])
+
+
+def make_optimizer(
+  config: OptimizerConfig, num_steps: int
+) -> optax.GradientTransformation:
+  """Returns the optax chain: clip, Adam, decoupled decay, schedule.
+
+  Args:
+    config: The optimizer's settings.
+    num_steps: Length of the run, for the schedule.
+
+  Raises:
+    InputError: As `make_schedule`.
+  """
+  chain = optax.chain(
+    optax.clip_by_global_norm(config.clip_norm)
+    if config.clip_norm
+    else optax.identity(),
+    optax.adamw(
+      make_schedule(config, num_steps),
+      b1=config.b1,
+      b2=config.b2,
+      weight_decay=config.weight_decay,
+      # Norm scales are vectors; decaying them pulls activations to zero.
+      mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+    ),
+  )
+
+  def update(grads, state, params=None):
+    # optax multiplies integer counts with floats, which callers that run
+    # with strict promotion would otherwise not be able to trace.
+    with jax.numpy_dtype_promotion("standard"):
+      return chain.update(grads, state, params)
+
+  return optax.GradientTransformation(chain.init, update)

@@ -1,0 +1,49 @@
+"""Schedules and the optimizer chain."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gr_jax.core import checks
+from gr_jax.training import optimizer as optimizer_lib
+from gr_jax.training.optimizer import OptimizerConfig
+
+
+@pytest.mark.parametrize(
+  ("schedule", "at_end", "at_40"),
+  [("cosine", 0.0, None), ("rsqrt", 0.1**0.5, 0.5), ("constant", 1.0, 1.0)],
+)
+def test_schedules_by_hand(schedule, at_end, at_40):
+  config = OptimizerConfig(
+    learning_rate=1.0, schedule=schedule, warmup_steps=10
+  )
+  rate = optimizer_lib.make_schedule(config, 100)
+  np.testing.assert_allclose(rate(jnp.float32(0)), 0.0)
+  np.testing.assert_allclose(rate(jnp.float32(5)), 0.5)
+  np.testing.assert_allclose(rate(jnp.float32(10)), 1.0)
+  np.testing.assert_allclose(rate(jnp.float32(100)), at_end, atol=1e-6)
+  if at_40 is not None:
+    np.testing.assert_allclose(rate(jnp.float32(40)), at_40, rtol=1e-6)
+
+
+def test_decay_spares_vectors_and_clipping_bounds_the_gradient():
+  params = {"kernel": jnp.ones((2, 2)), "scale": jnp.ones(2)}
+  config = OptimizerConfig(
+    learning_rate=0.1, schedule="constant", warmup_steps=1, weight_decay=0.5
+  )
+  chain = optimizer_lib.make_optimizer(config, 10)
+  state = chain.init(params)
+  zeros = {"kernel": jnp.zeros((2, 2)), "scale": jnp.zeros(2)}
+  _, state = chain.update(zeros, state, params)  # the rate of step 0 is 0
+  updates, _ = chain.update(zeros, state, params)
+  np.testing.assert_allclose(updates["kernel"], -0.05)
+  np.testing.assert_allclose(updates["scale"], 0.0)
+
+
+def test_refusals():
+  with pytest.raises(checks.InputError, match="Unknown schedule 'cosin'"):
+    OptimizerConfig(schedule="cosin")
+  with pytest.raises(checks.InputError, match="learning_rate=0"):
+    OptimizerConfig(learning_rate=0.0)
+  with pytest.raises(checks.InputError, match=r"warmup_steps=500 .*=500"):
+    optimizer_lib.make_schedule(OptimizerConfig(), 500)
