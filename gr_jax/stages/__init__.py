@@ -1,1 +1,31 @@
-"""One function a stage: configs and a workdir in, an artifact out."""
+"""One function a stage: settings and a workdir in, an artifact out."""
+
+from gr_jax.core.checks import InputError
+from gr_jax.stages.config import RunConfig
+from gr_jax.stages.preemption import Stopped
+from gr_jax.stages.recommendation import Request
+from gr_jax.stages.runs import (
+  embed,
+  evaluate,
+  pipeline,
+  recommend,
+  tokenize,
+  train,
+)
+from gr_jax.stages.workdir import Workdir
+from gr_jax.training.loop import DivergedError
+
+__all__ = [
+  "DivergedError",
+  "InputError",
+  "Request",
+  "RunConfig",
+  "Stopped",
+  "Workdir",
+  "embed",
+  "evaluate",
+  "pipeline",
+  "recommend",
+  "tokenize",
+  "train",
+]

@@ -1,0 +1,1 @@
+"""Experiments: one file each, its sections read by every stage."""

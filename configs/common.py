@@ -1,0 +1,50 @@
+"""Settings that experiments share; each states what it changes."""
+
+from ml_collections import config_dict
+
+
+def base() -> config_dict.ConfigDict:
+  """Returns TIGER's shape (arXiv:2305.05065) with k-means codes."""
+  c = config_dict.ConfigDict()
+  c.seed = 0
+  c.data = dict(name="folder", path="")
+  c.embedding = dict(name="tfidf_svd", dim=256)
+  c.tokenizer = dict(name="residual_kmeans", codebook_sizes=(256, 256, 256))
+  c.collisions = dict(name="extra_level", max_per_sid=256)
+  c.task = dict(max_history=20, augmentation="prefixes", num_user_buckets=0)
+  c.model = dict(
+    dtype="bfloat16",
+    emb_dim=128,
+    num_heads=6,
+    head_dim=64,
+    mlp_dim=1024,
+    num_encoder_layers=4,
+    num_decoder_layers=4,
+    mlp_activations=("gelu", "linear"),
+    dropout_rate=0.1,
+  )
+  c.training = dict(
+    batch_size=256,
+    num_steps=20_000,
+    steps_per_dispatch=100,
+    eval_every_steps=1_000,
+    patience=10,
+    label_smoothing=0.0,
+  )
+  c.optimizer = dict(
+    learning_rate=1e-3,
+    schedule="cosine",
+    warmup_steps=500,
+    weight_decay=1e-2,
+  )
+  c.validation = dict(num_users=0, beam_width=20)
+  c.decoding = dict(beam_width=50, constrained=True)
+  c.evaluation = dict(batch_size=256)
+  c.mesh = dict(data=-1, model=1)
+  return c
+
+
+def no_argument(arg: str) -> None:
+  """Refuses an argument behind the config's name (`file.py:argument`)."""
+  if arg:
+    raise ValueError(f"Unknown config argument {arg!r}; there is none.")

@@ -1,0 +1,181 @@
+"""One run's settings: every section of a config file as a frozen dataclass."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from gr_jax import data, embeddings, tokenizers
+from gr_jax.core import artifact, checks
+from gr_jax.evaluation import metrics
+from gr_jax.models.config import T5Config
+from gr_jax.sids import collisions
+from gr_jax.stages.build import build, construct
+from gr_jax.training.loop import TrainingConfig
+from gr_jax.training.optimizer import OptimizerConfig
+
+_LONGEST_LIST = max(*metrics.RECALL_CUTOFFS, *metrics.NDCG_CUTOFFS)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+  """How histories become training examples.
+
+  Attributes:
+    max_history: Items of a user that the model sees, the newest.
+    augmentation: "prefixes" (every item with all before it), "subsequences"
+      (every contiguous sub-history), "none" (only each user's last item).
+    num_user_buckets: User tokens that user ids are hashed into; 0 for none.
+  """
+
+  max_history: int = 20
+  augmentation: str = "prefixes"
+  num_user_buckets: int = 0
+
+  def __post_init__(self):
+    """Refuses a task without history."""
+    if self.max_history < 1:
+      raise checks.InputError(
+        f"task.max_history must be 1 or more; got {self.max_history}."
+      )
+
+
+def _check_beam(name: str, width: int) -> None:
+  if width < _LONGEST_LIST:
+    raise checks.InputError(
+      f"{name}={width} must be {_LONGEST_LIST} or more: recall@"
+      f"{_LONGEST_LIST} is reported."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodingConfig:
+  """How semantic IDs are written.
+
+  Attributes:
+    beam_width: Semantic IDs kept a user, and the longest list returned.
+    constrained: Only IDs of the catalog may be written.
+  """
+
+  beam_width: int = 50
+  constrained: bool = True
+
+  def __post_init__(self):
+    """Refuses a beam narrower than the lists that are scored."""
+    _check_beam("decoding.beam_width", self.beam_width)
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+  """How training judges its parameters.
+
+  Attributes:
+    num_users: Validation users that are looked at, chosen once by the seed;
+      0 takes all.
+    beam_width: Beam; narrower than the final one, for speed.
+  """
+
+  num_users: int = 0
+  beam_width: int = 20
+
+  def __post_init__(self):
+    """Refuses a beam narrower than the lists that are scored."""
+    _check_beam("validation.beam_width", self.beam_width)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+  """How users are put through the decoder; changes no result.
+
+  Attributes:
+    batch_size: Users decoded at once.
+  """
+
+  batch_size: int = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """How devices are arranged; -1 takes all that are left."""
+
+  data: int = -1
+  model: int = 1
+
+
+SECTIONS = (
+  "data", "embedding", "tokenizer", "collisions", "task", "model", "training",
+  "optimizer", "validation", "decoding", "evaluation", "mesh",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+  """All settings of a run, checked before any work.
+
+  `sections` holds the same as plain JSON, for manifests and hashes.
+  """
+
+  seed: int
+  data: Any
+  embedding: Any
+  tokenizer: Any
+  collisions: Any
+  task: TaskConfig
+  model: Mapping[str, Any]  # T5Config's fields but the vocabulary size
+  training: TrainingConfig
+  optimizer: OptimizerConfig
+  decoding: DecodingConfig
+  validation: ValidationConfig
+  evaluation: EvaluationConfig
+  mesh: MeshConfig
+  sections: Mapping[str, Any]
+
+  @classmethod
+  def from_dict(cls, config: Mapping[str, Any]) -> "RunConfig":
+    """Builds every section; an unknown key anywhere is refused.
+
+    Args:
+      config: A config file's content as nested plain mappings.
+
+    Raises:
+      InputError: Unknown sections or keys, missing ones, bad values.
+    """
+    for key in config:
+      checks.check_known(key, ("seed", *SECTIONS), "config section")
+    missing = [name for name in SECTIONS if name not in config]
+    if missing:
+      raise checks.InputError(f"The config lacks the section {missing[0]!r}.")
+    if not isinstance(config.get("seed"), int):
+      raise checks.InputError("The config lacks an integer 'seed'.")
+    sections = artifact.canonical(dict(config))
+    # The vocabulary is read from the semantic IDs, never typed.
+    construct(T5Config, {"vocab_size": 2, **sections["model"]}, "model")
+    return cls(
+      seed=sections["seed"],
+      data=build(data.DATASETS, sections["data"], "data"),
+      embedding=build(embeddings.EMBEDDERS, sections["embedding"], "embedding"),
+      tokenizer=build(
+        tokenizers.TOKENIZERS, sections["tokenizer"], "tokenizer"
+      ),
+      collisions=build(
+        collisions.POLICIES, sections["collisions"], "collisions"
+      ),
+      task=construct(TaskConfig, sections["task"], "task"),
+      model=sections["model"],
+      training=construct(TrainingConfig, sections["training"], "training"),
+      optimizer=construct(OptimizerConfig, sections["optimizer"], "optimizer"),
+      decoding=construct(DecodingConfig, sections["decoding"], "decoding"),
+      validation=construct(
+        ValidationConfig, sections["validation"], "validation"
+      ),
+      evaluation=construct(
+        EvaluationConfig, sections["evaluation"], "evaluation"
+      ),
+      mesh=construct(MeshConfig, sections["mesh"], "mesh"),
+      sections=sections,
+    )
+
+  def generator(self, vocab_size: int) -> T5Config:
+    """Returns the network's config for a vocabulary of this size."""
+    return construct(
+      T5Config, {"vocab_size": vocab_size, **self.model}, "model"
+    )

@@ -1,0 +1,2 @@
+"""Stage 10: the trained generator against the baselines, on the test items."""
+

@@ -1,0 +1,222 @@
+"""Stages 6 to 8: semantic IDs and histories -> a trained generator."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from gr_jax.core import artifact, rng
+from gr_jax.core import mesh as mesh_lib
+from gr_jax.data import splits
+from gr_jax.decoding import trie as trie_lib
+from gr_jax.evaluation import evaluator, metrics
+from gr_jax.models.encoder_decoder import EncoderDecoder
+from gr_jax.sids.sid_catalog import SidCatalog
+from gr_jax.sids.vocabulary import SidVocabulary
+from gr_jax.stages.config import RunConfig
+from gr_jax.stages.prepare import StoredDataset
+from gr_jax.stages.workdir import Workdir
+from gr_jax.tasks import windows
+from gr_jax.training import loop
+from gr_jax.training.checkpoint import Checkpointer
+
+# A vocabulary that is a multiple of this splits evenly over devices and
+# fills the lanes of matrix units.
+_VOCAB_MULTIPLE = 128
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Generator:
+  """A network and all that turns its tokens into items."""
+
+  model: EncoderDecoder
+  vocabulary: SidVocabulary
+  layout: windows.WindowLayout
+  trie: trie_lib.Trie
+  catalog: SidCatalog
+
+
+def make_generator(config: RunConfig, catalog: SidCatalog) -> Generator:
+  """Builds the untrained generator of a semantic-ID catalog."""
+  vocabulary = SidVocabulary.from_catalog(
+    catalog, num_user_buckets=config.task.num_user_buckets
+  )
+  return Generator(
+    model=EncoderDecoder(
+      config.generator(vocabulary.padded_size(_VOCAB_MULTIPLE))
+    ),
+    vocabulary=vocabulary,
+    layout=windows.WindowLayout.create(
+      catalog, vocabulary, max_history=config.task.max_history
+    ),
+    trie=trie_lib.build_trie(catalog.codes, catalog.codebook_sizes),
+    catalog=catalog,
+  )
+
+
+def make_mesh(config: RunConfig) -> Mesh:
+  """Arranges this job's devices as the config says.
+
+  Raises:
+    InputError: The axes do not fit the devices.
+  """
+  return mesh_lib.make_mesh(
+    jax.devices(), data=config.mesh.data, model=config.mesh.model
+  )
+
+
+def train(
+  config: RunConfig,
+  workdir: Workdir,
+  stored: StoredDataset,
+  sids: artifact.Artifact,
+  catalog: SidCatalog,
+  stop_requested: Callable[[], bool] = lambda: False,
+) -> artifact.Artifact | None:
+  """Trains the generator, resuming where an earlier run was cut off.
+
+  Args:
+    config: The run's settings.
+    workdir: Where checkpoints, metrics and the result go.
+    stored: The data set.
+    sids: The semantic IDs' artifact.
+    catalog: Its content.
+    stop_requested: Asked after every dispatch; True saves and returns.
+
+  Returns:
+    The generator with the parameters of the best validation, or None when
+    stopped on request.
+
+  Raises:
+    InputError: Settings that do not fit, or checkpoints of another run.
+    DivergedError: The loss is no longer finite.
+  """
+  section = _section(config)
+  parents = {"dataset": stored.artifact, "sids": sids}
+  kept = workdir.matching("generator", section, parents)
+  if kept is not None:
+    return kept
+  generator = make_generator(config, catalog)
+  mesh = make_mesh(config)
+  split = splits.leave_one_out(stored.interactions)
+  examples = windows.training_examples(
+    stored.interactions,
+    split,
+    config.task.augmentation,
+    config.task.max_history,
+  )
+  data = windows.training_data(
+    stored.interactions, catalog, generator.vocabulary, examples
+  )
+  logging.info(
+    "generator: training on %s examples of at most %d items.",
+    f"{examples.num_examples:,}",
+    config.task.max_history,
+  )
+  checkpointer = Checkpointer(
+    workdir.training / "checkpoints",
+    fingerprint=artifact.hash_config(
+      [section, stored.artifact.hash, sids.hash]
+    ),
+  )
+  try:
+    result = loop.train(
+      generator.model,
+      data,
+      generator.layout,
+      config=config.training,
+      optimizer_config=config.optimizer,
+      mesh=mesh,
+      key=rng.stream(jax.random.key(config.seed), "generator"),
+      validate=_validator(config, generator, data, stored, split, mesh),
+      checkpointer=checkpointer,
+      writer_folder=str(workdir.training),
+      stop_requested=stop_requested,
+    )
+  finally:
+    checkpointer.close()
+  if result is None:
+    return None
+  params = flax.traverse_util.flatten_dict(result.params, sep="/")
+  saved = workdir.save(
+    "generator",
+    section,
+    {name: np.asarray(value) for name, value in params.items()},
+    parents,
+    metadata={
+      "best_step": result.best_step,
+      "best_value": result.best_value,
+      "last_step": result.last_step,
+      "num_parameters": sum(p.size for p in params.values()),
+    },
+  )
+  logging.info(
+    "generator: best validation %s %.4f at step %d of %d, %.0f s.",
+    config.training.selection_metric,
+    result.best_value,
+    result.best_step,
+    result.last_step,
+    result.seconds,
+  )
+  return saved
+
+
+def _validator(
+  config: RunConfig,
+  generator: Generator,
+  data: windows.TrainingData,
+  stored: StoredDataset,
+  split: splits.Split,
+  mesh: Mesh,
+) -> Callable[[Any], Mapping[str, float]]:
+  """Returns a function from parameters to item-level validation metrics."""
+  examples = split.validation
+  wanted = config.validation.num_users
+  if 0 < wanted < examples.num_examples:
+    draw = rng.numpy_generator(jax.random.key(config.seed), "validation_users")
+    chosen = draw.choice(examples.num_examples, wanted, replace=False)
+    examples = examples.take(np.sort(chosen))
+  recommend = evaluator.make_recommend_fn(
+    generator.model,
+    generator.vocabulary,
+    generator.trie,
+    beam_width=config.validation.beam_width,
+  )
+  data = windows.with_examples(data, examples)
+  targets = evaluator.targets(stored.interactions, examples)
+
+  def validate(params: Any) -> Mapping[str, float]:
+    predictions = evaluator.predict(
+      recommend,
+      params,
+      data,
+      generator.layout,
+      batch_size=config.evaluation.batch_size,
+      mesh=mesh,
+      description="validating",
+    )
+    ranks = metrics.target_ranks(predictions.item_index, targets)
+    return metrics.summarize(ranks, list_size=config.validation.beam_width)
+
+  return validate
+
+
+def load_params(saved: artifact.Artifact) -> Any:
+  """Returns a generator artifact's parameters as the network's tree."""
+  return flax.traverse_util.unflatten_dict(
+    {name: jnp.asarray(value) for name, value in saved.arrays.items()},
+    sep="/",
+  )
+
+
+def _section(config: RunConfig) -> Mapping[str, Any]:
+  """The settings that decide what training returns."""
+  names = ("task", "model", "training", "optimizer", "validation")
+  sections = {name: config.sections[name] for name in names}
+  return sections | {"seed": config.seed}

@@ -1,0 +1,47 @@
+"""Orderly stops: SIGTERM (a preempted machine) and Ctrl-C."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+from absl import logging
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(Exception):  # noqa: N818: nothing failed
+  """Work ended on request, saved; the same command goes on from there."""
+
+
+@contextlib.contextmanager
+def watch() -> Iterator[Callable[[], bool]]:
+  """Turns the first SIGTERM or SIGINT of a block into a request to stop.
+
+  A second one has its usual effect. Outside the main thread, where Python
+  delivers no signals, nothing is watched.
+
+  Yields:
+    A function that says whether a stop was requested.
+  """
+  requested = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield requested.is_set
+    return
+  usual = {number: signal.getsignal(number) for number in _SIGNALS}
+
+  def restore() -> None:
+    for number, handler in usual.items():
+      signal.signal(number, handler)
+
+  def request(number: int, _) -> None:
+    restore()
+    logging.info("%s: stopping soon.", signal.Signals(number).name)
+    requested.set()
+
+  for number in _SIGNALS:
+    signal.signal(number, request)
+  try:
+    yield requested.is_set
+  finally:
+    restore()

@@ -1,0 +1,162 @@
+"""A user's best next items, for people (table) or programs (JSON lines)."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+import rich.console
+import rich.table
+
+from gr_jax.core import checks
+from gr_jax.evaluation import evaluator
+from gr_jax.stages import generator as generator_stage
+from gr_jax.stages import prepare, semantic_ids
+from gr_jax.stages.config import RunConfig
+from gr_jax.stages.workdir import Workdir
+from gr_jax.tasks import windows
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """Whom to recommend to, and how.
+
+  Attributes:
+    user: A user id of the data set; their whole history is used.
+    history: Item ids, oldest first, instead of a user.
+    top_k: Items to return.
+    keep_history: Whether items of the history may be recommended again.
+    as_json: One JSON object a line instead of a table.
+  """
+
+  user: str = ""
+  history: tuple[str, ...] = ()
+  top_k: int = 10
+  keep_history: bool = False
+  as_json: bool = False
+
+  def __post_init__(self):
+    """Refuses requests that name nobody, or two."""
+    if bool(self.user) == bool(self.history):
+      raise checks.InputError("Give either --user=ID or --history=ID,ID,...")
+    if self.top_k < 1:
+      raise checks.InputError(f"--top_k must be 1 or more; got {self.top_k}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendation:
+  """One recommended item."""
+
+  rank: int  # from 1
+  item_id: str
+  title: str
+  semantic_id: str
+  score: float  # log-likelihood of the semantic ID, nats
+
+  def to_dict(self) -> dict[str, object]:
+    """Returns the fields as JSON types."""
+    return dataclasses.asdict(self)
+
+
+def recommend(
+  config: RunConfig, workdir: Workdir, request: Request
+) -> list[Recommendation]:
+  """Ranks the catalog for one user and prints the best items.
+
+  Returns:
+    What was printed.
+
+  Raises:
+    InputError: No trained generator yet, an unknown user or item.
+  """
+  stored = prepare.load_data(workdir)
+  sids, catalog = semantic_ids.load_sids(workdir)
+  saved = workdir.load_child(
+    "generator", {"dataset": stored.artifact, "sids": sids}
+  )
+  history, user_id = _history(request, stored)
+  generator = generator_stage.make_generator(config, catalog)
+  vocabulary = generator.vocabulary
+  data = windows.history_data(
+    [history.tolist()],
+    vocabulary.tokens_from_codes(catalog.codes),
+    vocabulary.user_tokens([user_id]) if vocabulary.num_user_buckets else None,
+  )
+  batch = windows.gather_batch(data, jnp.zeros(1, jnp.int32), generator.layout)
+  removed = np.unique(history) if not request.keep_history else history[:0]
+  width = max(config.decoding.beam_width, request.top_k + removed.size)
+  recommend_fn = evaluator.make_recommend_fn(
+    generator.model,
+    vocabulary,
+    generator.trie,
+    beam_width=width,
+    constrained=True,
+  )
+  result = recommend_fn(generator_stage.load_params(saved), batch.inputs)
+  index = np.asarray(result.item_index)[0]
+  scores = np.asarray(result.scores)[0]
+  keep = (index >= 0) & ~np.isin(index, removed)
+  found = [
+    Recommendation(
+      rank=rank,
+      item_id=catalog.item_ids[item],
+      title=stored.catalog.titles[item],
+      semantic_id=vocabulary.readable(
+        vocabulary.tokens_from_codes(catalog.codes[item])
+      ),
+      score=round(float(score), 4),
+    )
+    for rank, (item, score) in enumerate(
+      zip(index[keep][: request.top_k], scores[keep], strict=False), start=1
+    )
+  ]
+  _show(request, stored, history, found)
+  return found
+
+
+def _history(
+  request: Request, stored: prepare.StoredDataset
+) -> tuple[np.ndarray, str]:
+  """Returns the item indices to continue, oldest first, and the user id."""
+  if request.history:
+    return stored.catalog.indices_of(request.history), ""
+  users = stored.interactions.user_ids
+  if request.user not in users:
+    raise checks.InputError(
+      f"User {request.user!r} is not among the {len(users)} users, e.g. "
+      f"{users[0]!r}; or give --history=ID,ID,..."
+    )
+  return stored.interactions.history(users.index(request.user)), request.user
+
+
+def _show(
+  request: Request,
+  stored: prepare.StoredDataset,
+  history: np.ndarray,
+  found: Sequence[Recommendation],
+) -> None:
+  if request.as_json:
+    for item in found:
+      sys.stdout.write(json.dumps(item.to_dict()) + "\n")
+    return
+  console = rich.console.Console(soft_wrap=False)
+  table = rich.table.Table(title="Recently chosen, newest last")
+  table.add_column("item")
+  table.add_column("title")
+  for item in history[-5:]:
+    table.add_row(stored.catalog.item_ids[item], stored.catalog.titles[item])
+  console.print(table)
+  table = rich.table.Table(title="Recommended next")
+  for name in ("#", "item", "title", "semantic ID", "score"):
+    table.add_column(name)
+  for item in found:
+    table.add_row(
+      str(item.rank),
+      item.item_id,
+      item.title,
+      item.semantic_id,
+      f"{item.score:.2f}",
+    )
+  console.print(table)

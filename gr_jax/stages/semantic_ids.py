@@ -1,0 +1,148 @@
+"""Stages 3 to 5: embeddings -> codes -> unique semantic IDs."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jaxtyping import Int32
+
+from gr_jax.core import artifact, rng
+from gr_jax.embeddings.table import EmbeddingTable
+from gr_jax.sids.sid_catalog import SidCatalog
+from gr_jax.stages import prepare
+from gr_jax.stages.config import RunConfig
+from gr_jax.stages.workdir import Workdir
+from gr_jax.tokenizers import base
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredTokenizer:
+  """The fitted tokenizer of a workdir and the codes it gave every item."""
+
+  artifact: artifact.Artifact
+  state: Any
+  codes: Int32[np.ndarray, "N L"]
+
+
+def fit_tokenizer(
+  config: RunConfig,
+  workdir: Workdir,
+  embeddings: artifact.Artifact,
+  table: EmbeddingTable,
+) -> StoredTokenizer:
+  """Fits the tokenizer on all items and encodes them, unless done before.
+
+  Raises:
+    InputError: The tokenizer refuses the embeddings.
+  """
+  section = config.sections["tokenizer"] | {"seed": config.seed}
+  parents = {"embeddings": embeddings}
+  kept = workdir.matching("tokenizer", section, parents)
+  if kept is not None:
+    return _stored(config, kept, table)
+  key = rng.stream(jax.random.key(config.seed), "tokenizer")
+  state, report = config.tokenizer.fit(jnp.asarray(table.vectors), key=key)
+  for alarm in report.alarms:
+    logging.warning("tokenizer: %s", alarm)
+  codes = base.encode_in_chunks(config.tokenizer, state, table.vectors)
+  saved = workdir.save(
+    "tokenizer",
+    section,
+    artifact.prefixed(base.state_to_arrays(state), "state") | {"codes": codes},
+    parents,
+    metadata=report.to_dict(),
+  )
+  logging.info(
+    "tokenizer: %s codes, relative error %.3f, %.1f %% of items share their "
+    "codes, %.1f s.",
+    " x ".join(map(str, config.tokenizer.codebook_sizes)),
+    report.relative_mse,
+    100 * report.collision_rate,
+    report.seconds,
+  )
+  return StoredTokenizer(saved, state, codes)
+
+
+def load_tokenizer(
+  config: RunConfig,
+  workdir: Workdir,
+  embeddings: artifact.Artifact,
+  table: EmbeddingTable,
+) -> StoredTokenizer:
+  """Reads the workdir's tokenizer of these embeddings.
+
+  Raises:
+    InputError: It is missing, damaged, or of other embeddings.
+  """
+  saved = workdir.load_child("tokenizer", {"embeddings": embeddings})
+  return _stored(config, saved, table)
+
+
+def _stored(
+  config: RunConfig, saved: artifact.Artifact, table: EmbeddingTable
+) -> StoredTokenizer:
+  template = config.tokenizer.abstract_state(table.embedding_dim)
+  state = base.state_from_arrays(
+    template, artifact.group(saved.arrays, "state")
+  )
+  return StoredTokenizer(saved, state, saved.arrays["codes"])
+
+
+def make_sids(
+  config: RunConfig,
+  workdir: Workdir,
+  tokenizer: StoredTokenizer,
+  table: EmbeddingTable,
+) -> tuple[artifact.Artifact, SidCatalog]:
+  """Turns codes into semantic IDs by the collision policy.
+
+  Raises:
+    InputError: The policy cannot place every item.
+  """
+  section = config.sections["collisions"] | {"seed": config.seed}
+  parents = {"tokenizer": tokenizer.artifact}
+  kept = workdir.matching("sids", section, parents)
+  if kept is not None:
+    return kept, SidCatalog.from_arrays(kept.arrays)
+  resolution = config.collisions.resolve(
+    tokenizer.codes,
+    config.tokenizer.codebook_sizes,
+    key=rng.stream(jax.random.key(config.seed), "collisions"),
+  )
+  catalog = SidCatalog.from_levels(
+    table.item_ids,
+    resolution.codes,
+    resolution.codebook_sizes,
+    num_semantic_levels=len(config.tokenizer.codebook_sizes),
+    hierarchical=config.tokenizer.hierarchical,
+    shares_ids=resolution.shares_ids,
+  )
+  facts = {
+    "num_shared": resolution.num_shared,
+    "largest_bucket": resolution.largest_bucket,
+    "num_moved": resolution.num_moved,
+  }
+  saved = workdir.save("sids", section, catalog.to_arrays(), parents, facts)
+  logging.info(
+    "sids: %s codes a level, %d items shared codes, up to %d on one.",
+    " x ".join(map(str, catalog.codebook_sizes)),
+    resolution.num_shared,
+    resolution.largest_bucket,
+  )
+  return saved, catalog
+
+
+def load_sids(workdir: Workdir) -> tuple[artifact.Artifact, SidCatalog]:
+  """Reads the workdir's semantic IDs and checks what they were made from.
+
+  Raises:
+    InputError: Something is missing, damaged, or of other inputs.
+  """
+  stored = prepare.load_data(workdir)
+  embeddings = workdir.load_child("embeddings", {"dataset": stored.artifact})
+  tokenizer = workdir.load_child("tokenizer", {"embeddings": embeddings})
+  saved = workdir.load_child("sids", {"tokenizer": tokenizer})
+  return saved, SidCatalog.from_arrays(saved.arrays)

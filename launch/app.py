@@ -1,0 +1,61 @@
+"""What all mains share: flags, logging, devices, and readable refusals."""
+
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from gr_jax import stages
+from gr_jax.core import progress
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Settings of the run; --config.x.y=... changes one."
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder of the run's artifacts, made if missing."
+)
+
+
+def run(main: Callable[[stages.RunConfig, stages.Workdir], None]) -> None:
+  """Runs a main on its settings and workdir.
+
+  Input that a user can mend ends in one line and exit status 2, anything
+  else in a traceback. Without --config the settings that the workdir was
+  made with are used.
+
+  Args:
+    main: Takes the settings and the workdir.
+  """
+  flags.mark_flag_as_required("workdir")
+
+  def start(argv: list[str]) -> None:
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().setFormatter(None)
+    progress.enable()
+    try:
+      if len(argv) > 1:
+        raise stages.InputError(
+          f"Unknown argument {argv[1]!r}; settings are --config.x=..."
+        )
+      workdir = stages.Workdir(pathlib.Path(_WORKDIR.value))
+      config = (
+        workdir.read_config()
+        if _CONFIG.value is None
+        else stages.RunConfig.from_dict(_CONFIG.value.to_dict())
+      )
+      main(config, workdir)
+    except (stages.InputError, stages.DivergedError) as error:
+      sys.stderr.write(f"error: {error}\n")
+      sys.exit(2)
+    except stages.Stopped as stopped:
+      sys.stderr.write(f"{stopped}\n")
+      sys.exit(143)  # what SIGTERM would have given
+
+  jax.config.config_with_absl()
+  app.run(start)

@@ -1,0 +1,33 @@
+r"""Prints a user's best next items with title, semantic ID and score.
+
+  python -m launch.recommend --workdir=runs/quickstart --user=17
+  python -m launch.recommend --workdir=runs/quickstart --history=3,141,59 \
+    --format=jsonl
+"""
+
+from absl import flags
+
+from gr_jax import stages
+from launch import app
+
+_USER = flags.DEFINE_string("user", "", "A user id of the data set.")
+_HISTORY = flags.DEFINE_list("history", [], "Item ids instead, oldest first.")
+_TOP_K = flags.DEFINE_integer("top_k", 10, "Items to return.")
+_KEEP = flags.DEFINE_bool("keep_history", False, "May history come again?")
+_FORMAT = flags.DEFINE_enum("format", "table", ["table", "jsonl"], "Output.")
+
+
+def main(config: stages.RunConfig, workdir: stages.Workdir) -> None:
+  """Recommends to the user that the flags name."""
+  request = stages.Request(
+    user=_USER.value,
+    history=tuple(_HISTORY.value),
+    top_k=_TOP_K.value,
+    keep_history=_KEEP.value,
+    as_json=_FORMAT.value == "jsonl",
+  )
+  stages.recommend(config, workdir, request)
+
+
+if __name__ == "__main__":
+  app.run(main)
