@@ -182,7 +182,9 @@ def check_rows(item_ids: Sequence[str], vectors: np.ndarray) -> None:
       "row n must be item n of the catalog. Compute them again for it."
     )
   # A sum is finite only if all its terms are: no [N, D] mask for large N.
-  bad = np.flatnonzero(~np.isfinite(vectors.sum(axis=1, dtype=np.float64)))
+  with np.errstate(invalid="ignore"):  # infinities of both signs
+    sums = vectors.sum(axis=1, dtype=np.float64)  # [N]
+  bad = np.flatnonzero(~np.isfinite(sums))
   if bad.size:
     raise InputError(
       f"{bad.size} embeddings hold NaN or infinity, the first is of item "

@@ -73,28 +73,26 @@ def test_amazon_splits_by_hand(amazon_raw, tmp_path):
 def test_downloads_are_verified_by_registered_checksums(
   amazon_raw, tmp_path, monkeypatch
 ):
+  from etils import epath
   from tensorflow_datasets.core.download import download_manager
 
-  from gr_jax.data.readers import tfds_amazon2014
+  from gr_jax.data.readers import tfds_amazon2014, tfds_sequences
 
-  checksums = tmp_path / "checksums.tsv"
-  checksums.touch()
   builder = tfds_amazon2014.Amazon2014
-
-  def prepare(name, register):
-    infos = tfds.download.checksums.load_url_infos(checksums)
-    monkeypatch.setattr(builder, "_checksums_path", checksums)
-    monkeypatch.setattr(builder, "url_infos", infos)
-    builder(config="beauty", data_dir=tmp_path / name).download_and_prepare(
-      download_config=tfds.download.DownloadConfig(register_checksums=register)
-    )
-
-  prepare("first", register=True)
+  configs = [c for c in builder.BUILDER_CONFIGS if c.subset == "Beauty"]
+  monkeypatch.setattr(builder, "BUILDER_CONFIGS", configs)
+  monkeypatch.setattr(builder, "code_path", epath.Path(tmp_path / "a.py"))
+  tfds_sequences.record_checksums(builder, str(tmp_path / "first"))
+  checksums = tmp_path / "checksums.tsv"
   assert checksums.read_text().count("\n") == 2
-  prepare("same", register=False)
+  # TFDS reads the file once a process.
+  known = tfds.core.download.checksums.load_url_infos(checksums)
+  monkeypatch.setattr(builder, "url_infos", known)
+  builder(config="beauty", data_dir=tmp_path / "same").download_and_prepare()
   raw_files.write_amazon(amazon_raw, metadata=raw_files.METADATA[:3])
+  changed = builder(config="beauty", data_dir=tmp_path / "changed")
   with pytest.raises(download_manager.NonMatchingChecksumError):
-    prepare("other", register=False)
+    changed.download_and_prepare()
 
 
 def test_other_counts_than_published_are_refused(

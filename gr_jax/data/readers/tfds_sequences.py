@@ -5,13 +5,15 @@ the splits of leave-one-out: `train` ends before the validation item, the
 history in `test` includes it. `<name>_items` has one example an item in split
 `items`, in the order that item indices refer to.
 
-Downloads are verified against `checksums.tsv` beside this file, which TFDS
-writes when somebody with the real files runs, for example,
+Downloads are verified against `checksums.tsv` beside this file. TFDS writes it
+when somebody who can reach the public files runs
 
-    tfds build gr_jax/data/readers/tfds_amazon2014.py --register_checksums
+    from gr_jax.data.readers import tfds_amazon2014, tfds_sequences
+    tfds_sequences.record_checksums(tfds_amazon2014.Amazon2014)
 
-and which is then committed. Without it TFDS downloads unverified, and the
-published counts, which are always asserted, are the check that remains.
+(or, where apache-beam is installed, `tfds build --register_checksums`), and it
+is then committed. Without it TFDS downloads unverified, and the published
+counts, which are always asserted, are the check that remains.
 """
 
 import abc
@@ -149,6 +151,27 @@ class SequencesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           "target": int(data.items[target]),
           "target_seconds": float(data.times[target]),
         },
+      )
+
+
+def record_checksums(
+  builder: type[SequencesBuilder], data_dir: str | None = None
+) -> None:
+  """Downloads a data set anew and records its files' checksums.
+
+  They go to `checksums.tsv` beside the builder, to be committed.
+
+  Args:
+    builder: The data set; all its subsets are downloaded and prepared.
+    data_dir: Where TFDS keeps prepared data; None for its default. Subsets
+      prepared there already are skipped.
+  """
+  (builder.code_path.parent / "checksums.tsv").touch()
+  record = tfds.download.DownloadConfig(register_checksums=True)
+  for config in builder.BUILDER_CONFIGS:
+    if not config.items:  # Both tables come from the same files.
+      builder(config=config, data_dir=data_dir).download_and_prepare(
+        download_config=record
       )
 
 
