@@ -120,6 +120,15 @@ class ResidualQuantizer(nn.Module):
       residual = residual - codebook[codes[-1]]
     return jnp.stack(codes, axis=-1)  # [B, L]
 
+  def inputs(self, z: Float[Array, "B C"]) -> list[Float[Array, "B C"]]:
+    """Returns what enters each level: z, then what the codes chosen leave."""
+    residual, inputs = z, []
+    for codebook in self.codebooks:
+      inputs.append(residual)
+      codes = nearest.nearest_code(residual, codebook)  # [B]
+      residual = residual - codebook[codes]
+    return inputs
+
   def vectors(self, codes: Int32[Array, "B L"]) -> Float[Array, "B C"]:
     """Returns the sum of the chosen codes."""
     return sum(
@@ -192,6 +201,29 @@ def average_codebooks(
       averages.counts, averages.sums, codebooks, strict=True
     )
   ]
+
+
+def restart_averages(
+  averages: CodebookAverages,
+  codebooks: list[jax.Array],
+  counts: tuple[jax.Array, ...],
+) -> CodebookAverages:
+  """Starts the averages of codes that were just revived afresh.
+
+  Args:
+    averages: Before.
+    codebooks: After the revival.
+    counts: int32 [K_l] each; zero where the code was dead.
+  """
+  fresh = start_averages(codebooks)
+  dead = [count == 0 for count in counts]
+  return CodebookAverages(
+    counts=tuple(map(jnp.where, dead, fresh.counts, averages.counts)),
+    sums=tuple(
+      jnp.where(d[:, None], new, old)
+      for d, new, old in zip(dead, fresh.sums, averages.sums, strict=True)
+    ),
+  )
 
 
 def revive_dead(

@@ -4,7 +4,6 @@ import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from absl import logging
 from jaxtyping import Array, Float, Int32
 
 from gr_jax.tokenizers import base, codebook_stats
@@ -59,7 +58,7 @@ def fit_report(
   curves: Mapping[str, np.ndarray] | None = None,
   learned: bool = True,
 ) -> base.FitReport:
-  """Measures a fitted state on the rows it was fitted on and logs the alarms.
+  """Measures a fitted state on the rows it was fitted on.
 
   Args:
     tokenizer: The tokenizer.
@@ -83,8 +82,6 @@ def fit_report(
     total += float(np.sum(np.square(rows - mean)))
   levels = codebook_stats.level_statistics(codes, sizes)
   lines = alarms(codes, sizes, learned=learned)
-  for line in lines:
-    logging.warning("%s: %s", type(tokenizer).__name__, line)
   return base.FitReport(
     codes=codes,
     num_rows=x.shape[0],

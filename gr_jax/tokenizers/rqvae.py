@@ -77,6 +77,12 @@ class RQVAENetwork(nn.Module):
     """Returns the encoder's output."""
     return self.encoder(x)
 
+  def codebook_inputs(
+    self, x: Float[Array, "B D"]
+  ) -> list[Float[Array, "B C"]]:
+    """Returns what enters each level of the quantizer."""
+    return self.quantizer.inputs(self.encoder(x))
+
   def encode(self, x: Float[Array, "B D"]) -> Int32[Array, "B L"]:
     """Returns the nearest codes of every level."""
     return self.quantizer.codes(self.encoder(x))

@@ -12,11 +12,11 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
-from gr_jax.core import checks, rng
+from gr_jax.core import rng
 from gr_jax.tokenizers import (
   base,
   codebook_init,
-  codebook_stats,
+  codebook_training,
   estimators,
   gradient_fit,
   kmeans,
@@ -27,8 +27,6 @@ from gr_jax.tokenizers import (
 
 # Codebooks start from the latents of at most this many rows per code.
 _INIT_ROWS_PER_CODE = 64
-# Rows whose activations are held at once when the whole catalog is encoded.
-_ENCODE_CHUNK = 1 << 14
 
 
 @no_type_check  # leaves may be shapes, or anything in a tree.map
@@ -40,46 +38,8 @@ class RQVAEState:
   normalization: gradient_fit.Normalization
 
 
-@no_type_check
-@struct.dataclass
-class CatalogCheck:
-  """Hard codes of the whole catalog after a round of epochs."""
-
-  counts: tuple[jax.Array, ...]  # int32 [K_l] each, items per code
-  revived: jax.Array  # int32 [L], codes re-seeded now
-
-
-def count_codes(
-  encode, x: Float[Array, "N D"], codebook_sizes: tuple[int, ...]
-) -> tuple[Int32[Array, "..."], ...]:
-  """Counts the items of every code of every level, chunk by chunk.
-
-  Args:
-    encode: Rows [B, D] -> codes [B, L].
-    x: All rows.
-    codebook_sizes: K of every level.
-  """
-  num_rows = x.shape[0]
-  chunk = min(_ENCODE_CHUNK, num_rows)
-
-  def body(step: jax.Array, counts):
-    start = jnp.minimum(step * chunk, num_rows - chunk)
-    codes = encode(lax.dynamic_slice_in_dim(x, start, chunk))  # [chunk, L]
-    # The last chunk starts early: its rows already counted weigh nothing.
-    fresh = (start + jnp.arange(chunk) >= step * chunk).astype(jnp.int32)
-    return tuple(
-      count + jnp.bincount(codes[:, level], weights=fresh, length=size)
-      for level, (count, size) in enumerate(
-        zip(counts, codebook_sizes, strict=True)
-      )
-    )
-
-  zeros = tuple(jnp.zeros((size,), jnp.int32) for size in codebook_sizes)
-  return lax.fori_loop(0, -(-num_rows // chunk), body, zeros)
-
-
 @dataclasses.dataclass(frozen=True)
-class RQVAE(gradient_fit.GradientOptions):
+class RQVAE(codebook_training.CodebookOptions):
   """Residual-quantized autoencoder (RQ-VAE, arXiv:2203.01941; TIGER).
 
   Encoder z = f(x); r_0 = z, q_l = argmin_e |r_l - e|, r_{l+1} = r_l - q_l;
@@ -88,28 +48,18 @@ class RQVAE(gradient_fit.GradientOptions):
 
   hierarchical: ClassVar[bool] = True
 
-  codebook_sizes: tuple[int, ...] = (256, 256, 256)
   hidden_dims: tuple[int, ...] = (512, 256, 128)
   code_dim: int = 32
   commitment_weight: float = 0.25  # beta
-  codebook_init: str = "first_batch_kmeans"
   estimator: str = "straight_through"  # rotation_trick, gumbel_softmax
   temperature: float = 1.0  # of gumbel_softmax and the entropy regularizer
-  ema_decay: float = 0.0  # > 0: codebooks follow averages, not the gradient
   sinkhorn_epsilon: float = 0.0  # > 0: balanced choices while training
   entropy_weight: float = 0.0  # > 0: reward even usage within a batch
-  revive_dead_codes: bool = True
 
   def __post_init__(self):
     """Refuses impossible options."""
-    base.check_sizes(self.codebook_sizes)
-    self.check_options()
-    checks.check_known(
-      self.codebook_init, codebook_init.CODEBOOK_INITS, "codebook_init"
-    )
+    super().__post_init__()
     estimators.check_estimator(self.estimator)
-    if not 0.0 <= self.ema_decay < 1.0:
-      raise checks.InputError(f"{self.ema_decay=}; want 0 <= ema_decay < 1.")
 
   def network(
     self, embedding_dim: int, *, training: bool
@@ -153,76 +103,17 @@ class RQVAE(gradient_fit.GradientOptions):
       seen = (out.quantizer.codes, out.quantizer.residuals)
     return total, (metrics, seen)
 
-  def after_step(self, params, extra, seen):
-    """Implements `gradient_fit.Program`: EMA codebooks."""
-    if not self.ema_decay:
-      return params, extra
-    extra = quantizer.update_averages(extra, *seen, decay=self.ema_decay)
-    codebooks = quantizer.average_codebooks(extra, self._codebooks(params))
-    return self._with_codebooks(params, codebooks), extra
-
-  def check(self, params, extra, x, *, key, revive):
-    """Implements `gradient_fit.Program`: catalog usage and revival."""
-    network = self.network(x.shape[1], training=True)
-    counts = count_codes(
-      lambda rows: network.apply({"params": params}, rows, method="encode"),
-      x,
-      self.codebook_sizes,
+  def hard_codes(self, params, x):
+    """Implements `CodebookOptions`."""
+    return self.network(x.shape[1], training=True).apply(
+      {"params": params}, x, method="encode"
     )
-    nothing = jnp.zeros((len(self.codebook_sizes),), jnp.int32)
-    if not self.revive_dead_codes:
-      return params, extra, CatalogCheck(counts, nothing)
 
-    def revived():
-      return self._revive(params, extra, counts, x, key)
-
-    dead = functools.reduce(
-      jnp.logical_or, [jnp.any(count == 0) for count in counts]
+  def codebook_inputs(self, params, x):
+    """Implements `CodebookOptions`."""
+    return self.network(x.shape[1], training=True).apply(
+      {"params": params}, x, method="codebook_inputs"
     )
-    params, extra, number = lax.cond(
-      dead & revive, revived, lambda: (params, extra, nothing)
-    )
-    return params, extra, CatalogCheck(counts, number)
-
-  def _revive(self, params, extra, counts, x, key):
-    """Moves dead codes of each level to residuals of random rows."""
-    sample_key, code_key = jax.random.split(key)
-    most = max(self.codebook_sizes)  # distinct rows; N >= K was checked
-    rows = x[jax.random.permutation(sample_key, x.shape[0])[:most]]
-    network = self.network(x.shape[1], training=True)
-    residual = network.apply({"params": params}, rows, method="latents")
-    codebooks, number = [], []
-    for level, codebook in enumerate(self._codebooks(params)):
-      codes = quantizer.nearest.nearest_code(residual, codebook)
-      codebooks.append(
-        quantizer.revive_dead(
-          codebook,
-          counts[level],
-          residual,
-          key=jax.random.fold_in(code_key, level),
-        )
-      )
-      residual = residual - codebook[codes]
-      number.append(jnp.sum(counts[level] == 0).astype(jnp.int32))
-    if self.ema_decay:
-      fresh = quantizer.start_averages(codebooks)
-      extra = jax.tree.map(
-        lambda new, old, count: jnp.where(
-          (count == 0).reshape(-1, *(1,) * (new.ndim - 1)), new, old
-        ),
-        fresh,
-        extra,
-        quantizer.CodebookAverages(counts=counts, sums=counts),
-      )
-    return self._with_codebooks(params, codebooks), extra, jnp.stack(number)
-
-  def _codebooks(self, params) -> list[jax.Array]:
-    levels = range(len(self.codebook_sizes))
-    return [params["quantizer"][f"codebook_{level}"] for level in levels]
-
-  def _with_codebooks(self, params, codebooks):
-    named = {f"codebook_{i}": c for i, c in enumerate(codebooks)}
-    return {**params, "quantizer": named}
 
   def init_params(self, x: Float[Array, "N D"], *, key: jax.Array) -> Any:
     """Draws networks and fills codebooks from latent residuals.
@@ -248,7 +139,7 @@ class RQVAE(gradient_fit.GradientOptions):
       name=self.codebook_init,
       key=rng.stream(key, "codebooks"),
     )
-    return self._with_codebooks(params, codebooks)
+    return self.with_codebooks(params, codebooks)
 
   def fit(
     self,
@@ -287,21 +178,25 @@ class RQVAE(gradient_fit.GradientOptions):
       params = self.init_params(rows, key=rng.stream(key, "init"))
     else:
       params = jax.tree.map(jnp.array, init.params)  # a copy: it is donated
-    extra = ()
-    if self.ema_decay:
-      extra = quantizer.start_averages(self._codebooks(params))
     outcome = gradient_fit.fit(
-      self, params, extra, rows, key=key, name=type(self).__name__
+      self,
+      params,
+      self.start_extra(params),
+      rows,
+      key=key,
+      name=type(self).__name__,
     )
     state = RQVAEState(outcome.params, normalization)
-    revived = np.sum([r.revived for r in outcome.rounds], axis=0)
     return state, reporting.fit_report(
       self,
       state,
       x,
       started=started,
-      revived=[int(n) for n in revived],
-      curves={**outcome.curves, **usage_curves(outcome.rounds)},
+      revived=codebook_training.total_revived(outcome.rounds),
+      curves={
+        **outcome.curves,
+        **codebook_training.usage_curves(outcome.rounds),
+      },
     )
 
   def encode(
@@ -345,21 +240,3 @@ class RQVAE(gradient_fit.GradientOptions):
       params=variables["params"],
       normalization=gradient_fit.abstract_normalization(embedding_dim),
     )
-
-
-def usage_curves(rounds: list[CatalogCheck]) -> dict[str, np.ndarray]:
-  """Returns usage, dead codes and Gini of each level by round.
-
-  Args:
-    rounds: Checks of the whole catalog, host arrays.
-  """
-  measures = {
-    "utilization": codebook_stats.utilization,
-    "dead_codes": codebook_stats.dead_codes,
-    "gini": codebook_stats.gini,
-  }
-  return {
-    f"{name}/level_{level}": np.array([f(r.counts[level]) for r in rounds])
-    for name, f in measures.items()
-    for level in range(len(rounds[0].counts))
-  }
