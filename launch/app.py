@@ -1,5 +1,6 @@
 """What all mains share: flags, logging, devices, and readable refusals."""
 
+import logging as std_logging
 import os
 import pathlib
 import sys
@@ -36,7 +37,13 @@ def run(main: Callable[[stages.RunConfig, stages.Workdir], None]) -> None:
 
   def start(argv: list[str]) -> None:
     logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().setFormatter(None)
+    # Libraries log to absl too, orbax many lines a checkpoint.
+    logging.get_absl_handler().addFilter(
+      lambda record: (
+        "gr_jax" in pathlib.Path(record.pathname).parts
+        or record.levelno >= std_logging.WARNING
+      )
+    )
     progress.enable()
     try:
       if len(argv) > 1:
