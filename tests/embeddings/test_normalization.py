@@ -128,3 +128,10 @@ def test_constant_columns_become_zero(caplog):
 def test_refusals(run, message):
   with pytest.raises(InputError, match=message):
     run(draw(0))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_signs_of_directions_are_fixed(seed):
+  directions = normalization.fit(draw(seed), kind="pca").projection
+  largest = np.argmax(np.abs(directions), axis=0)
+  assert np.all(directions[largest, np.arange(6)] > 0)
