@@ -29,6 +29,8 @@ class Nearest:
 def squared_distances(
   x: Float[Array | np.ndarray, "N D"],
   codebook: Float[Array | np.ndarray, "K D"],
+  *,
+  centered: bool = True,
 ) -> Float[Array, "N K"]:
   """Computes |x_n - e_k|^2 for every row and code, in float32.
 
@@ -38,12 +40,16 @@ def squared_distances(
   Args:
     x: Rows.
     codebook: Codes.
+    centered: False leaves out the shift: distances between rows and codes of
+      small whole numbers are then exact.
 
   Returns:
     Non-negative float32 [N, K]. The whole matrix: use `nearest` for large N.
   """
   x, codebook = jnp.asarray(x), jnp.asarray(codebook)
-  return jnp.maximum(_distances(x, codebook, _shift(codebook)), 0.0)
+  shift = _shift(codebook)
+  shift = shift if centered else jnp.zeros_like(shift)
+  return jnp.maximum(_distances(x, codebook, shift), 0.0)
 
 
 def nearest(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gr_jax.core import checks, nearest
+from gr_jax.core import nearest
 from gr_jax.tokenizers import kmeans
 
 _KMEANS_ITERS = 20
@@ -59,11 +59,7 @@ def from_data(
   rows: Float[Array, "N C"], *, num_codes: int, key: jax.Array
 ) -> Float[Array, "K C"]:
   """Distinct rows, drawn at random."""
-  if rows.shape[0] < num_codes:
-    raise checks.InputError(
-      f"Need N >= num_codes; got N={rows.shape[0]}, {num_codes=}."
-    )
-  return rows[jax.random.permutation(key, rows.shape[0])[:num_codes]]
+  return kmeans.random_rows(rows, num_codes, key)
 
 
 CODEBOOK_INITS: dict[str, Callable[..., jax.Array]] = {

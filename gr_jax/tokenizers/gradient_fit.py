@@ -10,6 +10,7 @@ import dataclasses
 import functools
 from typing import Any, Protocol, no_type_check, runtime_checkable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,6 +108,37 @@ class Normalization:
   scale: jax.Array  # float32 [D], > 0
 
 
+@no_type_check
+@struct.dataclass
+class TrainedState:
+  """State of a tokenizer trained by gradient."""
+
+  params: Any  # float32 leaves
+  normalization: Normalization
+
+
+def prepare(
+  x: Float[Array | np.ndarray, "N D"],
+  *,
+  standardize: bool,
+  init: TrainedState | None,
+) -> tuple[Normalization, Float[Array, "N D"]]:
+  """Returns the normalization and all rows after it, on the device.
+
+  Args:
+    x: All rows.
+    standardize: See `fit_normalization`.
+    init: A warm start keeps its normalization, so that its networks see what
+      they know.
+  """
+  rows = jnp.asarray(x)
+  if init is None:
+    normalization = fit_normalization(rows, standardize=standardize)
+  else:
+    normalization = jax.tree.map(jnp.array, init.normalization)
+  return normalization, normalize(normalization, rows)
+
+
 @functools.partial(jax.jit, static_argnames="standardize")
 def fit_normalization(
   x: Float[Array, "N D"], *, standardize: bool
@@ -146,6 +178,54 @@ def abstract_normalization(embedding_dim: int) -> Normalization:
   """Returns the shapes of a Normalization."""
   row = jax.ShapeDtypeStruct((embedding_dim,), jnp.float32)
   return Normalization(mean=row, scale=row)
+
+
+def abstract_trained(network: nn.Module, embedding_dim: int) -> TrainedState:
+  """Returns the shapes of a network's TrainedState.
+
+  Args:
+    network: Called on rows [B, D] of this width.
+    embedding_dim: D.
+  """
+  variables = jax.eval_shape(
+    network.init,
+    jax.random.key(0),
+    jax.ShapeDtypeStruct((1, embedding_dim), jnp.float32),
+  )
+  return TrainedState(
+    params=variables["params"],
+    normalization=abstract_normalization(embedding_dim),
+  )
+
+
+@functools.partial(jax.jit, static_argnames="tokenizer")
+def encode_with(
+  tokenizer: Any, state: TrainedState, x: Float[Array | np.ndarray, "B D"]
+) -> Array:
+  """Applies `tokenizer.network(...).encode` to normalized rows.
+
+  Args:
+    tokenizer: Has `network(embedding_dim, training=False)`; static.
+    state: Its state.
+    x: Rows.
+  """
+  x = normalize(state.normalization, x)
+  network = tokenizer.network(x.shape[1], training=False)
+  return network.apply({"params": state.params}, x, method="encode")
+
+
+@functools.partial(jax.jit, static_argnames="tokenizer")
+def decode_with(tokenizer: Any, state: TrainedState, codes: Array) -> Array:
+  """Applies `tokenizer.network(...).decode`, back in the input's units.
+
+  Args:
+    tokenizer: Has `network(embedding_dim, training=False)`; static.
+    state: Its state.
+    codes: What its network's `decode` takes.
+  """
+  network = tokenizer.network(state.normalization.mean.shape[0], training=False)
+  x = network.apply({"params": state.params}, codes, method="decode")
+  return denormalize(state.normalization, x)
 
 
 def make_optimizer(

@@ -61,10 +61,15 @@ def init(
     raise checks.InputError(
       f"Need N >= num_codes; got N={x.shape[0]}, {num_codes=}."
     )
+  return from_codebook(_plus_plus(x, num_codes, key))
+
+
+def from_codebook(codebook: Float[Array, "K D"]) -> KMeansState:
+  """Returns the state of a codebook that no update has seen yet."""
   return KMeansState(
     step=jnp.int32(0),
-    codebook=_plus_plus(x, num_codes, key),
-    counts=jnp.zeros((num_codes,), jnp.float32),
+    codebook=codebook,
+    counts=jnp.zeros((codebook.shape[0],), jnp.float32),
     inertia=jnp.float32(jnp.inf),
   )
 
@@ -110,6 +115,26 @@ def sample_rows(
   """
   if x.shape[0] <= num_rows:
     return x
+  return x[jax.random.permutation(key, x.shape[0])[:num_rows]]
+
+
+def random_rows(
+  x: Float[Array, "N D"], num_rows: int, key: jax.Array
+) -> Float[Array, "M D"]:
+  """Returns `num_rows` distinct rows in random order.
+
+  Args:
+    x: Rows.
+    num_rows: How many, static, at most N.
+    key: Random key.
+
+  Raises:
+    InputError: Fewer rows than wanted.
+  """
+  if x.shape[0] < num_rows:
+    raise checks.InputError(
+      f"Need N >= num_codes; got N={x.shape[0]}, num_codes={num_rows}."
+    )
   return x[jax.random.permutation(key, x.shape[0])[:num_rows]]
 
 
@@ -257,12 +282,8 @@ def fit(
   Raises:
     InputError: Fewer rows than codes.
   """
-  state = init(x, num_codes=num_codes, key=key) if codebook is None else None
-  if state is None:
-    state = KMeansState(
-      step=jnp.int32(0),
-      codebook=codebook,
-      counts=jnp.zeros((num_codes,), jnp.float32),
-      inertia=jnp.float32(jnp.inf),
-    )
+  if codebook is None:
+    state = init(x, num_codes=num_codes, key=key)
+  else:
+    state = from_codebook(codebook)
   return lloyd(state, x, max_iters=max_iters, tol=tol)

@@ -1,7 +1,7 @@
 """Builds the FitReport of any tokenizer, alarms included."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Array, Float, Int32
@@ -10,6 +10,7 @@ from gr_jax.tokenizers import base, codebook_stats
 
 # faiss warns below 39 points a centroid: codes of fewer rows are noise.
 _MIN_ROWS_PER_CODE = 39
+_CHUNK = 1 << 16  # rows decoded at once
 
 
 def alarms(
@@ -47,10 +48,34 @@ def alarms(
   return tuple(lines)
 
 
+def reconstruction_errors(
+  shards: Sequence[np.ndarray | Array],
+  reconstruct: Callable[[np.ndarray], Array],
+) -> tuple[float, float]:
+  """Returns the mean squared distance of rows to what is made of them.
+
+  Args:
+    shards: Rows, in one piece or several.
+    reconstruct: Called on consecutive chunks of rows.
+
+  Returns:
+    Mean over rows of |x - x^|^2, and its ratio to that of the mean row.
+  """
+  num_rows = sum(shard.shape[0] for shard in shards)
+  mean = sum(np.asarray(s.sum(axis=0)) for s in shards) / num_rows  # [D]
+  squared, total = 0.0, 0.0
+  for shard in shards:
+    for start in range(0, shard.shape[0], _CHUNK):
+      rows = np.asarray(shard[start : start + _CHUNK])
+      squared += float(np.sum(np.square(rows - np.asarray(reconstruct(rows)))))
+      total += float(np.sum(np.square(rows - mean[None, :])))
+  return squared / num_rows, squared / max(total, 1e-30)
+
+
 def fit_report(
   tokenizer: base.Tokenizer,
   state: base.State,
-  x: Float[np.ndarray, "N D"] | Float[Array, "N D"],
+  x: Float[np.ndarray, "N D"] | Float[Array, "N D"] | Sequence[np.ndarray],
   *,
   started: float,
   codes: Int32[np.ndarray, "N L"] | None = None,
@@ -63,7 +88,7 @@ def fit_report(
   Args:
     tokenizer: The tokenizer.
     state: What it learned.
-    x: The rows it was fitted on.
+    x: The rows it was fitted on, in one piece or in shards.
     started: `time.monotonic()` at the start of the fit.
     codes: Their codes, when the fit chose others than `encode` does.
     revived: Codes re-seeded per level; zeros when none ever are.
@@ -71,28 +96,32 @@ def fit_report(
     learned: False when no codebook was fitted.
   """
   sizes = tokenizer.codebook_sizes
+  shards = x if isinstance(x, Sequence) else [x]
   if codes is None:
-    codes = base.encode_in_chunks(tokenizer, state, x)
-  squared, total = 0.0, 0.0
-  mean = np.asarray(x.mean(axis=0, keepdims=True))
-  for start in range(0, x.shape[0], 1 << 16):
-    rows = np.asarray(x[start : start + (1 << 16)])
-    decoded = tokenizer.decode(state, codes[start : start + (1 << 16)])
-    squared += float(np.sum(np.square(rows - np.asarray(decoded))))
-    total += float(np.sum(np.square(rows - mean)))
+    codes = np.concatenate(
+      [base.encode_in_chunks(tokenizer, state, shard) for shard in shards]
+    )
+  done = 0
+
+  def decode(rows: np.ndarray) -> Array:
+    nonlocal done
+    done += len(rows)
+    return tokenizer.decode(state, codes[done - len(rows) : done])
+
+  mse, relative = reconstruction_errors(shards, decode)
   levels = codebook_stats.level_statistics(codes, sizes)
   lines = alarms(codes, sizes, learned=learned)
   return base.FitReport(
     codes=codes,
-    num_rows=x.shape[0],
+    num_rows=codes.shape[0],
     utilization=tuple(level["utilization"] for level in levels),
     dead_codes=tuple(level["dead_codes"] for level in levels),
     perplexity=tuple(level["perplexity"] for level in levels),
     gini=tuple(level["gini"] for level in levels),
     revived=tuple(revived) if revived is not None else (0,) * len(sizes),
     collision_rate=codebook_stats.collision_rate(codes),
-    mse=squared / x.shape[0],
-    relative_mse=squared / max(total, 1e-30),
+    mse=mse,
+    relative_mse=relative,
     curves=dict(curves or {}),
     alarms=lines,
     seconds=time.monotonic() - started,

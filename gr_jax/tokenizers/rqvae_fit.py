@@ -3,12 +3,11 @@
 import dataclasses
 import functools
 import time
-from typing import Any, ClassVar, no_type_check
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
@@ -27,15 +26,6 @@ from gr_jax.tokenizers import (
 
 # Codebooks start from the latents of at most this many rows per code.
 _INIT_ROWS_PER_CODE = 64
-
-
-@no_type_check  # leaves may be shapes, or anything in a tree.map
-@struct.dataclass
-class RQVAEState:
-  """Networks, codebooks and the input's normalization."""
-
-  params: Any  # float32 leaves: encoder, decoder, quantizer
-  normalization: gradient_fit.Normalization
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,8 +136,8 @@ class RQVAE(codebook_training.CodebookOptions):
     x: Float[Array | np.ndarray, "N D"],
     *,
     key: jax.Array,
-    init: RQVAEState | None = None,
-  ) -> tuple[RQVAEState, base.FitReport]:
+    init: gradient_fit.TrainedState | None = None,
+  ) -> tuple[gradient_fit.TrainedState, base.FitReport]:
     """Trains networks and codebooks; `init` gives their first values.
 
     Args:
@@ -166,14 +156,9 @@ class RQVAE(codebook_training.CodebookOptions):
     started = time.monotonic()
     template = self.abstract_state(x.shape[1])
     base.check_fit(x, self.codebook_sizes, init=init, template=template)
-    rows = jnp.asarray(x)
-    if init is None:
-      normalization = gradient_fit.fit_normalization(
-        rows, standardize=self.standardize
-      )
-    else:
-      normalization = init.normalization
-    rows = gradient_fit.normalize(normalization, rows)
+    normalization, rows = gradient_fit.prepare(
+      x, standardize=self.standardize, init=init
+    )
     if init is None:
       params = self.init_params(rows, key=rng.stream(key, "init"))
     else:
@@ -186,7 +171,7 @@ class RQVAE(codebook_training.CodebookOptions):
       key=key,
       name=type(self).__name__,
     )
-    state = RQVAEState(outcome.params, normalization)
+    state = gradient_fit.TrainedState(outcome.params, normalization)
     return state, reporting.fit_report(
       self,
       state,
@@ -200,43 +185,23 @@ class RQVAE(codebook_training.CodebookOptions):
     )
 
   def encode(
-    self, state: RQVAEState, x: Float[Array | np.ndarray, "B D"]
+    self, state: gradient_fit.TrainedState, x: Float[Array | np.ndarray, "B D"]
   ) -> Int32[Array, "B L"]:
     """Returns the nearest codes of every level, in full float32."""
     base.check_rows(x, state.normalization.mean.shape[0])
-    return self._encode(state, x)
-
-  @functools.partial(jax.jit, static_argnames="self")
-  def _encode(self, state, x):
-    x = gradient_fit.normalize(state.normalization, x)
-    return self.network(x.shape[1], training=False).apply(
-      {"params": state.params}, x, method="encode"
-    )
+    return gradient_fit.encode_with(self, state, x)
 
   def decode(
-    self, state: RQVAEState, codes: Int32[Array | np.ndarray, "B L"]
+    self,
+    state: gradient_fit.TrainedState,
+    codes: Int32[Array | np.ndarray, "B L"],
   ) -> Float[Array, "B D"]:
     """Returns the decoder's output for codes, in the input's units."""
     base.check_codes(codes, self.codebook_sizes)
-    return self._decode(state, jnp.asarray(codes))
+    return gradient_fit.decode_with(self, state, jnp.asarray(codes))
 
-  @functools.partial(jax.jit, static_argnames="self")
-  def _decode(self, state, codes):
-    width = state.normalization.mean.shape[0]
-    x = self.network(width, training=False).apply(
-      {"params": state.params}, codes, method="decode"
-    )
-    return gradient_fit.denormalize(state.normalization, x)
-
-  def abstract_state(self, embedding_dim: int) -> RQVAEState:
+  def abstract_state(self, embedding_dim: int) -> gradient_fit.TrainedState:
     """Returns the state's shapes for rows of width `embedding_dim`."""
-    network = self.network(embedding_dim, training=False)
-    variables = jax.eval_shape(
-      network.init,
-      jax.random.key(0),
-      jax.ShapeDtypeStruct((1, embedding_dim), jnp.float32),
-    )
-    return RQVAEState(
-      params=variables["params"],
-      normalization=gradient_fit.abstract_normalization(embedding_dim),
+    return gradient_fit.abstract_trained(
+      self.network(embedding_dim, training=False), embedding_dim
     )

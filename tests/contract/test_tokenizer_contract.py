@@ -22,18 +22,54 @@ TRAINED = {
 
 # A small configuration of every entry: a new tokenizer adds its line here.
 SMALL = {
+  "balanced_residual_kmeans": {"codebook_sizes": (8, 5), "max_iters": 5},
+  "fsq": {
+    "num_tokens": 2,
+    "levels": (4, 3),
+    "hidden_dims": (),
+    "sub_dim": 4,
+    **TRAINED,
+  },
+  "lsh": {"num_tokens": 2, "num_bits": 5},
+  "minibatch_residual_kmeans": {
+    "codebook_sizes": (8, 4),
+    "batch_size": 40,
+    "num_passes": 2,
+  },
+  "opmq": {
+    "codebook_sizes": (8, 4),
+    "hidden_dims": (8,),
+    "code_dim": 4,
+    **TRAINED,
+  },
+  "opq": {"codebook_sizes": (8, 4), "num_iters": 4, "max_iters": 5},
+  "pq": {"codebook_sizes": (8, 4), "max_iters": 5},
+  "random": {"codebook_sizes": (16, 16)},
   "residual_kmeans": {"codebook_sizes": (8, 4), "max_iters": 5},
+  "rq_opq": {
+    "residual_sizes": (8,),
+    "subspace_sizes": (4, 4),
+    "max_iters": 5,
+    "num_iters": 3,
+  },
   "rq_vae": {
     "codebook_sizes": (8, 4),
     "hidden_dims": (8,),
     "code_dim": 4,
     **TRAINED,
   },
+  "rvq": {"codebook_sizes": (8, 4), **TRAINED},
+  "vq_vae": {
+    "codebook_sizes": (8,),
+    "hidden_dims": (8,),
+    "code_dim": 4,
+    **TRAINED,
+  },
 }
-# These learn nothing from rows, or need no row per code.
-ANY_NUMBER_OF_ROWS: set[str] = set()
+# These fit no codebook, so they need no row per code.
+ANY_NUMBER_OF_ROWS = {"fsq", "lsh", "random"}
 # These give fitted rows codes that `encode` alone would not.
-OWN_CODES: set[str] = set()
+OWN_CODES = {"balanced_residual_kmeans"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,278 @@
+"""Optimized product quantization: PQ after a learned rotation."""
+
+import dataclasses
+import time
+from typing import ClassVar, no_type_check
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Float, Int32
+
+from gr_jax.core import progress
+from gr_jax.tokenizers import base, kmeans, pq, reporting
+
+_HIGHEST = lax.Precision.HIGHEST
+
+
+@no_type_check  # leaves may be shapes, or anything in a tree.map
+@struct.dataclass
+class OPQState:
+  """Rotation and sub-space codebooks."""
+
+  rotation: jax.Array  # float32 [D, D], orthogonal; rows x become x @ R^T
+  codebooks: tuple[jax.Array, ...]  # float32 [K_m, D / M] each
+
+
+def abstract_state(
+  codebook_sizes: tuple[int, ...], embedding_dim: int
+) -> OPQState:
+  """Returns the shapes of an OPQState."""
+  return OPQState(
+    rotation=jax.ShapeDtypeStruct((embedding_dim, embedding_dim), jnp.float32),
+    codebooks=pq.abstract_codebooks(codebook_sizes, embedding_dim).codebooks,
+  )
+
+
+@jax.jit
+def rotate(
+  rotation: Float[Array, "D D"], x: Float[Array | np.ndarray, "N D"]
+) -> Float[Array, "N D"]:
+  """Returns R x for every row x."""
+  return jnp.matmul(x, rotation.T, precision=_HIGHEST)
+
+
+def encode(
+  state: OPQState, x: Float[Array | np.ndarray, "B D"]
+) -> Int32[Array, "B L"]:
+  """Returns the nearest code of every sub-vector of R x."""
+  return pq.encode_subspaces(state.codebooks, rotate(state.rotation, x))
+
+
+def decode(
+  state: OPQState, codes: Int32[Array | np.ndarray, "B L"]
+) -> Float[Array, "B D"]:
+  """Returns R^T q for the chosen sub-vectors q."""
+  return rotate(state.rotation.T, pq.decode_subspaces(state.codebooks, codes))
+
+
+def principal_rotation(
+  x: Float[Array, "N D"], num_subspaces: int
+) -> Float[Array, "D D"]:
+  """Spreads principal directions over sub-spaces of equal variance.
+
+  Ge et al. 2013, section 3.2.3 (eigenvalue allocation): directions, largest
+  variance first, go to the sub-space that is not full and whose product of
+  variances is smallest.
+
+  Args:
+    x: Rows.
+    num_subspaces: M, dividing D.
+
+  Returns:
+    A rotation whose rows are the allotted directions.
+  """
+  centered = x - jnp.mean(x, axis=0, keepdims=True)
+  covariance = jnp.matmul(centered.T, centered, precision=_HIGHEST)
+  values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
+  order = np.argsort(values)[::-1]
+  values, vectors = np.maximum(values[order], 1e-12), vectors[:, order]
+  capacity = x.shape[1] // num_subspaces
+  buckets = [[] for _ in range(num_subspaces)]
+  logs = np.zeros(num_subspaces)
+  # Scaled so that no variance is below one: a sub-space's product then grows
+  # with every direction.
+  values = np.log(values / values[-1])
+  for direction, value in enumerate(values):
+    open_buckets = [
+      m for m in range(num_subspaces) if len(buckets[m]) < capacity
+    ]
+    best = min(open_buckets, key=lambda m: logs[m])
+    buckets[best].append(direction)
+    logs[best] += value
+  allotted = vectors[:, np.concatenate(buckets).astype(int)]
+  return jnp.asarray(allotted.T, jnp.float32)
+
+
+@jax.jit
+def alternate(
+  state: OPQState, x: Float[Array, "N D"]
+) -> tuple[OPQState, Float[Array, ""]]:
+  """One Lloyd update in every sub-space, then the best rotation for it.
+
+  argmin_R sum |R x - q|^2 over orthogonal R is U V^T, with U S V^T the
+  singular value decomposition of sum q x^T (orthogonal Procrustes).
+
+  Args:
+    state: Before.
+    x: Rows.
+
+  Returns:
+    The state after, and the objective sum |x - R^T q(R x)|^2 before.
+  """
+  parts = pq.split(rotate(state.rotation, x), len(state.codebooks))
+  codebooks, chosen, objective = [], [], jnp.float32(0.0)
+  for part, codebook in zip(parts, state.codebooks, strict=True):
+    moved = kmeans.update(kmeans.from_codebook(codebook), part)
+    objective += moved.inertia
+    codebooks.append(moved.codebook)
+    # The same choice again, moved: each code is now the mean of its rows.
+    codes = pq.nearest.nearest_code(part, codebook)
+    chosen.append(moved.codebook[codes])
+  quantized = jnp.concatenate(chosen, axis=-1)  # [N, D]
+  product = jnp.matmul(quantized.T, x, precision=_HIGHEST)  # [D, D]
+  u, _, vt = jnp.linalg.svd(product, full_matrices=False)
+  rotation = jnp.matmul(u, vt, precision=_HIGHEST)
+  return OPQState(rotation, tuple(codebooks)), objective
+
+
+@dataclasses.dataclass(frozen=True)
+class OPQFit:
+  """What `fit` returns."""
+
+  state: OPQState
+  objectives: np.ndarray  # by iteration; never rises
+  revived: list[int]
+
+
+def fit(
+  x: Float[Array, "N D"],
+  codebook_sizes: tuple[int, ...],
+  *,
+  key: jax.Array,
+  num_iters: int,
+  max_iters: int,
+  tol: float,
+  init: OPQState | None = None,
+) -> OPQFit:
+  """Alternates k-means and rotation from the better of two starts.
+
+  The starts are plain PQ (R = I), which the result can therefore not be worse
+  than, and principal directions spread over the sub-spaces.
+
+  Args:
+    x: Rows.
+    codebook_sizes: K of every sub-space.
+    key: Random key.
+    num_iters: Alternations.
+    max_iters: Lloyd iterations of each start.
+    tol: Of each start.
+    init: Warm start; replaces both.
+  """
+  starts, revived = [], [0] * len(codebook_sizes)
+  if init is None:
+    rotations = (
+      jnp.eye(x.shape[1]),
+      principal_rotation(x, len(codebook_sizes)),
+    )
+    for rotation in rotations:
+      found = pq.fit_subspaces(
+        rotate(rotation, x),
+        codebook_sizes,
+        key=key,
+        max_iters=max_iters,
+        tol=tol,
+      )
+      state = OPQState(rotation, found.codebooks)
+      starts.append((objective(state, x), state, found.revived))
+    _, state, revived = min(starts, key=lambda start: start[0])
+  else:
+    state = init
+  objectives = []
+  with progress.bar("OPQ", total=num_iters, unit="iteration") as advance:
+    for _ in range(num_iters):
+      state, before = alternate(state, x)
+      objectives.append(float(before))
+      advance(1)
+  objectives.append(objective(state, x))
+  return OPQFit(state, np.array(objectives), revived)
+
+
+def objective(state: OPQState, x: Float[Array, "N D"]) -> float:
+  """Returns sum |x - R^T q(R x)|^2."""
+  parts = pq.split(rotate(state.rotation, x), len(state.codebooks))
+  return sum(
+    float(jnp.sum(pq.nearest.nearest(part, codebook).squared_distance))
+    for part, codebook in zip(parts, state.codebooks, strict=True)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class OPQ:
+  """Optimized product quantization (Ge et al. 2013, CVPR; non-parametric).
+
+  Minimizes sum |x - R^T q(R x)|^2 over orthogonal R and sub-space codebooks
+  by alternating one Lloyd update with orthogonal Procrustes.
+  """
+
+  hierarchical: ClassVar[bool] = False
+
+  codebook_sizes: tuple[int, ...] = (256, 256, 256)  # M sub-spaces
+  num_iters: int = 50  # alternations
+  max_iters: int = 30  # Lloyd iterations of each start
+  tol: float = 1e-4
+
+  def __post_init__(self):
+    """Refuses impossible sizes."""
+    base.check_sizes(self.codebook_sizes)
+
+  def fit(
+    self,
+    x: Float[Array | np.ndarray, "N D"],
+    *,
+    key: jax.Array,
+    init: OPQState | None = None,
+  ) -> tuple[OPQState, base.FitReport]:
+    """Fits rotation and codebooks; `init` gives their first values.
+
+    Args:
+      x: float32, one row an item.
+      key: Random key.
+      init: State of an earlier fit with the same configuration.
+
+    Returns:
+      The state; curves hold the objective by alternation.
+
+    Raises:
+      InputError: See `base.check_fit`; M does not divide D.
+    """
+    started = time.monotonic()
+    template = self.abstract_state(x.shape[1])
+    base.check_fit(x, self.codebook_sizes, init=init, template=template)
+    found = fit(
+      jnp.asarray(x),
+      self.codebook_sizes,
+      key=key,
+      num_iters=self.num_iters,
+      max_iters=self.max_iters,
+      tol=self.tol,
+      init=init,
+    )
+    return found.state, reporting.fit_report(
+      self,
+      found.state,
+      x,
+      started=started,
+      revived=found.revived,
+      curves={"objective": found.objectives},
+    )
+
+  def encode(
+    self, state: OPQState, x: Float[Array | np.ndarray, "B D"]
+  ) -> Int32[Array, "B L"]:
+    """Returns the nearest code of every sub-vector of R x."""
+    base.check_rows(x, state.rotation.shape[0])
+    return encode(state, x)
+
+  def decode(
+    self, state: OPQState, codes: Int32[Array | np.ndarray, "B L"]
+  ) -> Float[Array, "B D"]:
+    """Returns R^T q for the chosen sub-vectors q."""
+    base.check_codes(codes, self.codebook_sizes)
+    return decode(state, codes)
+
+  def abstract_state(self, embedding_dim: int) -> OPQState:
+    """Returns the state's shapes for rows of width `embedding_dim`."""
+    return abstract_state(self.codebook_sizes, embedding_dim)
