@@ -20,4 +20,6 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
   c.embedding = dict(name="precomputed")
   c.training.batch_size = 1_024
   c.training.num_steps = 20_000
+  c.training.eval_every_steps = 500
+  c.training.patience = 8
   return c

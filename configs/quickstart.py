@@ -17,8 +17,8 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     raise ValueError(f"Unknown config argument {arg!r}; use '' or 'smoke'.")
   c = common.base()
   c.data = dict(name="synthetic")
-  c.embedding.dim = 64
-  c.tokenizer.codebook_sizes = (32, 32, 32)
+  c.embedding = dict(name="tfidf_svd", dim=64, normalization="whiten")
+  c.tokenizer.codebook_sizes = (64, 32, 16)
   c.task.max_history = 8
   c.model.update(
     dtype="float32",

@@ -1,11 +1,13 @@
 """Scalars by step, to JSON lines and, where installed, to TensorBoard."""
 
+import contextlib
 import importlib.util
 import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 
 from absl import logging
 
@@ -33,11 +35,12 @@ class MetricWriter:
     self._file = self._path.open("a")
     self._events = None
     if all(map(importlib.util.find_spec, ("clu", "tensorflow", "tensorboard"))):
-      import tensorflow as tf
-      from clu import metric_writers
+      with _silent_start():
+        import tensorflow as tf
+        from clu import metric_writers
 
-      # The accelerators' memory is for JAX.
-      tf.config.set_visible_devices([], "GPU")
+        # The accelerators' memory is for JAX.
+        tf.config.set_visible_devices([], "GPU")
       self._events = metric_writers.SummaryWriter(str(folder))
     else:
       logging.warning(
@@ -58,6 +61,23 @@ class MetricWriter:
     self._file.close()
     if self._events is not None:
       self._events.close()
+
+
+@contextlib.contextmanager
+def _silent_start() -> Iterator[None]:
+  """Hides what tensorflow's C++ side writes to standard error on import.
+
+  It looks for GPUs and reports finding none, past any logging level.
+  """
+  sys.stderr.flush()
+  kept = os.dup(2)
+  with open(os.devnull, "w") as nowhere:
+    os.dup2(nowhere.fileno(), 2)
+  try:
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
 
 
 def read(folder: str | os.PathLike[str]) -> list[dict[str, float | int | None]]:

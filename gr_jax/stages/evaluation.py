@@ -1,13 +1,16 @@
 """Stage 10: the trained generator beside the baselines, on the test items."""
 
+import json
 from collections.abc import Mapping
 
 import numpy as np
+import rich.console
 from jaxtyping import Bool, Int
 
 from gr_jax.core import artifact
 from gr_jax.data import splits
-from gr_jax.evaluation import baselines, evaluator, metrics
+from gr_jax.embeddings.table import EmbeddingTable
+from gr_jax.evaluation import baselines, evaluator, metrics, report
 from gr_jax.evaluation.evaluator import Predictions
 from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.stages import generator as generator_stage
@@ -15,9 +18,6 @@ from gr_jax.stages import prepare, semantic_ids
 from gr_jax.stages.config import RunConfig
 from gr_jax.stages.workdir import Workdir
 from gr_jax.tasks import windows
-
-FORMS = ("nothing_removed", "history_removed")
-GENERATOR = "generator"
 
 
 def predict_test(
@@ -89,47 +89,66 @@ def generator_metrics(
   return results
 
 
-def measure(config: RunConfig, workdir: Workdir) -> dict:
+def baseline_ranks(
+  workdir: Workdir,
+  stored: prepare.StoredDataset,
+  embeddings: artifact.Artifact,
+  table: EmbeddingTable,
+  split: splits.Split,
+) -> dict[str, baselines.TargetRanks]:
+  """Ranks the test items by every baseline, unless done before."""
+  parents = {"dataset": stored.artifact, "embeddings": embeddings}
+  section = {"names": list(baselines.BASELINES)}
+  kept = workdir.matching("baselines", section, parents)
+  if kept is not None:
+    return {
+      name: baselines.TargetRanks(**artifact.group(kept.arrays, name))
+      for name in baselines.BASELINES
+    }
+  ranked = baselines.evaluate_all(
+    stored.interactions,
+    split,
+    split.test,
+    num_items=stored.catalog.num_items,
+    vectors=table.vectors,
+  )
+  arrays = {}
+  for name, ranks in ranked.items():
+    arrays |= artifact.prefixed(vars(ranks), name)
+  workdir.save("baselines", section, arrays, parents)
+  return ranked
+
+
+def measure(config: RunConfig, workdir: Workdir) -> report.Rows:
   """Returns the metrics of the generator and of every baseline.
 
-  Nested as row -> form -> population -> metric -> value. The forms are
-  "nothing_removed" from the ranking, the published protocol, and
-  "history_removed"; populations are "all" and, where interactions have
-  times, "later_day" and "same_day".
+  `gr_jax.evaluation.report` says how they are nested.
 
   Raises:
     InputError: No trained generator yet, or one of another catalog.
   """
   stored = prepare.load_data(workdir)
-  _, table = prepare.load_embeddings(workdir, stored)
+  embeddings, table = prepare.load_embeddings(workdir, stored)
   sids, catalog = semantic_ids.load_sids(workdir)
   split = splits.leave_one_out(stored.interactions)
   examples = split.test
-  populations = {"all": np.ones(examples.num_examples, bool)}
+  populations = {report.ALL: np.ones(examples.num_examples, bool)}
   later = splits.later_day(stored.interactions, examples)
   if later is not None:
-    populations |= {"later_day": later, "same_day": ~later}
+    populations |= {report.LATER_DAY: later, report.SAME_DAY: ~later}
   targets = evaluator.targets(stored.interactions, examples)
   histories = evaluator.histories(stored.interactions, examples)
-  predictions = predict_test(
-    config, workdir, stored, sids, catalog, examples
-  )
+  predictions = predict_test(config, workdir, stored, sids, catalog, examples)
   rows = {
-    GENERATOR: {
+    report.GENERATOR: {
       form: generator_metrics(lists, catalog, targets, populations)
       for form, lists in zip(
-        FORMS, (predictions, predictions.without(histories)), strict=True
+        report.FORMS, (predictions, predictions.without(histories)), strict=True
       )
     }
   }
   width = config.decoding.beam_width
-  ranked = baselines.evaluate_all(
-    stored.interactions,
-    split,
-    examples,
-    num_items=catalog.num_items,
-    vectors=table.vectors,
-  )
+  ranked = baseline_ranks(workdir, stored, embeddings, table, split)
   for name, ranks in ranked.items():
     rows[name] = {
       form: {
@@ -138,20 +157,24 @@ def measure(config: RunConfig, workdir: Workdir) -> dict:
         )
         for population, mask in populations.items()
       }
-      for form in FORMS
+      for form in report.FORMS
     }
   return rows
 
 
-def evaluate(config: RunConfig, workdir: Workdir) -> None:
+def evaluate(config: RunConfig, workdir: Workdir) -> report.Rows:
   """Ranks every test item, stores and prints the table of metrics.
+
+  Writes `predictions/`, `report.json` and `report.md`.
+
+  Returns:
+    The report, as `measure`.
 
   Raises:
     InputError: No trained generator yet, or one of another catalog.
   """
   rows = measure(config, workdir)
-  import json, sys
-  (workdir.root / "report.json").write_text(json.dumps(rows, indent=1))
-  for name, row in rows.items():
-    sys.stdout.write(f"{name} " + " ".join(
-      f"{form} R@10 {row[form]['all']['recall@10']:.4f} N@10 {row[form]['all']['ndcg@10']:.4f}" for form in FORMS) + "\n")
+  (workdir.root / "report.json").write_text(json.dumps(rows, indent=1) + "\n")
+  (workdir.root / "report.md").write_text(report.markdown(rows))
+  report.show(rows, rich.console.Console())
+  return rows

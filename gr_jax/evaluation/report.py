@@ -1,0 +1,135 @@
+"""Metrics of the generator and the baselines as tables; runs no model.
+
+A report is nested as row -> form -> population -> metric -> value. The forms
+say what the ranking leaves out: "nothing_removed" is the published protocol,
+"history_removed" leaves out the items that the user already had. Populations
+are "all" test users and, where interactions carry times, those whose test
+item fell on a later day than the item before it ("later_day") or on the same.
+"""
+
+from collections.abc import Mapping
+
+import rich.console
+import rich.table
+
+from gr_jax.evaluation import metrics
+from gr_jax.evaluation.baselines import BASELINES
+
+NOTHING_REMOVED, HISTORY_REMOVED = "nothing_removed", "history_removed"
+FORMS = (NOTHING_REMOVED, HISTORY_REMOVED)
+ALL, LATER_DAY, SAME_DAY = "all", "later_day", "same_day"
+GENERATOR = "generator"
+# What a verdict is about.
+DECIDING = (metrics.RECALL_10, metrics.NDCG_10)
+_SHOWN = ("recall@1", "recall@5", *DECIDING, "recall@20", "ndcg@20", "mrr")
+
+Rows = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
+
+
+def label(row: str) -> str:
+  """Returns how a row is called in tables."""
+  return BASELINES[row].label if row in BASELINES else row
+
+
+def verdicts(rows: Rows, form: str, population: str = ALL) -> list[str]:
+  """Says, metric by metric, which baselines the generator does not beat.
+
+  Args:
+    rows: The report.
+    form: One of `FORMS`.
+    population: One of the report's populations.
+
+  Returns:
+    One line a deciding metric.
+  """
+  lines = []
+  for metric in DECIDING:
+    own = rows[GENERATOR][form][population][metric]
+    ahead = {
+      row: values[form][population][metric]
+      for row, values in rows.items()
+      if row != GENERATOR and values[form][population][metric] >= own
+    }
+    if ahead:
+      names = ", ".join(f"{label(r)} ({v:.4f})" for r, v in ahead.items())
+      lines.append(f"{metric} {own:.4f}: NOT above {names}.")
+    else:
+      lines.append(f"{metric} {own:.4f}: above every baseline.")
+  return lines
+
+
+def markdown(rows: Rows) -> str:
+  """Returns the report as Markdown tables with verdicts."""
+  parts = []
+  for form in FORMS:
+    for population in rows[GENERATOR][form]:
+      parts.append(f"### {_title(form, population)}\n")
+      parts.append("| | " + " | ".join(_SHOWN) + " |")
+      parts.append("| --- |" + " ---: |" * len(_SHOWN))
+      for name, values in _lines(rows, form, population):
+        cells = " | ".join(f"{values[m]:.4f}" for m in _SHOWN)
+        parts.append(f"| {name} | {cells} |")
+      parts += ["", *(f"- {v}" for v in verdicts(rows, form, population)), ""]
+  return "\n".join(parts)
+
+
+def show(rows: Rows, console: rich.console.Console) -> None:
+  """Prints the tables; what the generator fails to beat stands out."""
+  for form in FORMS:
+    for population in rows[GENERATOR][form]:
+      if population == SAME_DAY:
+        continue
+      table = rich.table.Table(
+        title=_title(form, population), title_justify="left"
+      )
+      table.add_column("")
+      for metric in _SHOWN:
+        table.add_column(metric, justify="right")
+      own = rows[GENERATOR][form][population]
+      for name, values in _lines(rows, form, population):
+        style = "bold" if name == GENERATOR else None
+        cells = []
+        for metric in _SHOWN:
+          ahead = name in _labels(rows) and values[metric] >= own[metric]
+          cell = f"{values[metric]:.4f}"
+          cells.append(f"[red]{cell} ![/red]" if ahead else cell)
+        table.add_row(name, *cells, style=style)
+      console.print(table)
+      for line in verdicts(rows, form, population):
+        console.print(("[red]" if "NOT" in line else "[green]") + line)
+  invalid = rows[GENERATOR][NOTHING_REMOVED][ALL][metrics.INVALID_RATE]
+  console.print(f"Invalid semantic IDs: {invalid:.2%} of those returned.")
+
+
+def _labels(rows: Rows) -> set[str]:
+  return {label(row) for row in rows if row != GENERATOR}
+
+
+def _title(form: str, population: str) -> str:
+  what = {
+    NOTHING_REMOVED: "nothing removed from the ranking",
+    HISTORY_REMOVED: "the user's history removed from the ranking",
+  }[form]
+  who = {
+    ALL: "all test users",
+    LATER_DAY: "test item on a later day than the one before",
+    SAME_DAY: "test item on the same day as the one before",
+  }[population]
+  return f"{who}, {what}"
+
+
+def _lines(
+  rows: Rows, form: str, population: str
+) -> list[tuple[str, Mapping[str, float]]]:
+  """Baselines first, then the generator, items before semantic IDs."""
+  lines = [
+    (label(row), values[form][population])
+    for row, values in rows.items()
+    if row != GENERATOR
+  ]
+  own = rows[GENERATOR][form][population]
+  start = metrics.SID_LEVEL
+  on_sids = {k[len(start) :]: v for k, v in own.items() if k.startswith(start)}
+  lines.append((GENERATOR, own))
+  lines.append((f"{GENERATOR}, SID level (not items)", on_sids))
+  return lines
