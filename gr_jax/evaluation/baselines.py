@@ -9,7 +9,7 @@ Every baseline is a frozen dataclass whose `fit` returns a `Scorer`.
 """
 
 import dataclasses
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import scipy.sparse
@@ -93,6 +93,7 @@ class Histories:
     )
 
 
+@runtime_checkable
 class Scorer(Protocol):
   """A fitted baseline."""
 

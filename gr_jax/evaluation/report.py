@@ -21,7 +21,8 @@ ALL, LATER_DAY, SAME_DAY = "all", "later_day", "same_day"
 GENERATOR = "generator"
 # What a verdict is about.
 DECIDING = (metrics.RECALL_10, metrics.NDCG_10)
-_SHOWN = ("recall@1", "recall@5", *DECIDING, "recall@20", "ndcg@20", "mrr")
+_SHOWN = (*metrics.RANKING_METRICS,)
+_SHOWN_IN_TERMINAL = ("recall@5", *DECIDING, "recall@20")
 
 Rows = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
 
@@ -74,46 +75,43 @@ def markdown(rows: Rows) -> str:
 
 
 def show(rows: Rows, console: rich.console.Console) -> None:
-  """Prints the tables; what the generator fails to beat stands out."""
-  for form in FORMS:
-    for population in rows[GENERATOR][form]:
-      if population == SAME_DAY:
-        continue
-      table = rich.table.Table(
-        title=_title(form, population), title_justify="left"
-      )
-      table.add_column("")
-      for metric in _SHOWN:
-        table.add_column(metric, justify="right")
-      own = rows[GENERATOR][form][population]
-      for name, values in _lines(rows, form, population):
-        style = "bold" if name == GENERATOR else None
-        cells = []
-        for metric in _SHOWN:
-          ahead = name in _labels(rows) and values[metric] >= own[metric]
-          cell = f"{values[metric]:.4f}"
-          cells.append(f"[red]{cell} ![/red]" if ahead else cell)
-        table.add_row(name, *cells, style=style)
-      console.print(table)
-      for line in verdicts(rows, form, population):
-        console.print(("[red]" if "NOT" in line else "[green]") + line)
+  """Prints the main tables; what the generator fails to beat stands out."""
+  tables = [(form, ALL) for form in FORMS]
+  if LATER_DAY in rows[GENERATOR][NOTHING_REMOVED]:
+    tables.append((NOTHING_REMOVED, LATER_DAY))
+  for form, population in tables:
+    table = rich.table.Table(
+      title=_title(form, population), title_justify="left"
+    )
+    table.add_column("", no_wrap=True)
+    for metric in _SHOWN_IN_TERMINAL:
+      table.add_column(metric, justify="right", no_wrap=True)
+    own = rows[GENERATOR][form][population]
+    for name, values in _lines(rows, form, population):
+      is_own = name.startswith(GENERATOR)
+      cells = []
+      for metric in _SHOWN_IN_TERMINAL:
+        cell = f"{values[metric]:.4f}"
+        ahead = not is_own and values[metric] >= own[metric]
+        cells.append(f"[red]{cell} ![/red]" if ahead else cell)
+      table.add_row(name, *cells, style="bold" if name == GENERATOR else None)
+    console.print(table)
+    for line in verdicts(rows, form, population):
+      console.print(("[red]" if "NOT" in line else "[green]") + line)
+    console.print()
   invalid = rows[GENERATOR][NOTHING_REMOVED][ALL][metrics.INVALID_RATE]
   console.print(f"Invalid semantic IDs: {invalid:.2%} of those returned.")
-
-
-def _labels(rows: Rows) -> set[str]:
-  return {label(row) for row in rows if row != GENERATOR}
 
 
 def _title(form: str, population: str) -> str:
   what = {
     NOTHING_REMOVED: "nothing removed from the ranking",
-    HISTORY_REMOVED: "the user's history removed from the ranking",
+    HISTORY_REMOVED: "the user's history removed",
   }[form]
   who = {
-    ALL: "all test users",
-    LATER_DAY: "test item on a later day than the one before",
-    SAME_DAY: "test item on the same day as the one before",
+    ALL: "All test users",
+    LATER_DAY: "Test item on a later day than the one before",
+    SAME_DAY: "Test item on the same day as the one before",
   }[population]
   return f"{who}, {what}"
 
@@ -131,5 +129,5 @@ def _lines(
   start = metrics.SID_LEVEL
   on_sids = {k[len(start) :]: v for k, v in own.items() if k.startswith(start)}
   lines.append((GENERATOR, own))
-  lines.append((f"{GENERATOR}, SID level (not items)", on_sids))
+  lines.append((f"{GENERATOR}, SID level", on_sids))
   return lines

@@ -1,0 +1,234 @@
+"""The whole path on a small synthetic data set, as a user runs it."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from configs import beauty, quickstart, toys
+from gr_jax import stages
+from gr_jax.core import artifact, metric_writer
+from gr_jax.data.readers import folder
+from gr_jax.data.synthetic import SyntheticData
+from gr_jax.stages import generator, prepare, semantic_ids
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _config(**changes):
+  config = quickstart.get_config("smoke")
+  for name, value in changes.items():
+    section, key = name.split("__")
+    config[section][key] = value
+  return stages.RunConfig.from_dict(config.to_dict())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """A workdir in which the pipeline ran once."""
+  workdir = stages.Workdir(tmp_path_factory.mktemp("run"))
+  stages.pipeline(_config(), workdir)
+  return workdir
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+  """A copy of the finished workdir that a test may change."""
+  shutil.copytree(finished.root, tmp_path / "run")
+  return stages.Workdir(tmp_path / "run")
+
+
+def _report(workdir):
+  return json.loads((workdir.root / "report.json").read_text())
+
+
+def test_the_report_has_every_row_form_and_population(finished):
+  rows = _report(finished)
+  assert set(rows) == {
+    "generator", "popularity", "item_knn", "markov", "text_neighbors", "fusion",
+  }  # fmt: skip
+  for row in rows.values():
+    assert set(row) == {"nothing_removed", "history_removed"}
+    for form in row.values():
+      assert set(form) == {"all", "later_day", "same_day"}
+      assert 0 <= form["all"]["ndcg@10"] <= form["all"]["recall@10"] <= 1
+  own = rows["generator"]["nothing_removed"]["all"]
+  assert own["invalid_rate"] == 0
+  assert own["sid_level/recall@10"] >= own["recall@10"]
+  assert "generator, SID level" in (finished.root / "report.md").read_text()
+
+
+def test_a_second_run_makes_nothing_anew(workdir, caplog):
+  before = {
+    p: p.stat().st_mtime_ns
+    for p in workdir.root.rglob("*")
+    if p.is_file() and "dataset" not in p.parts
+  }
+  caplog.set_level("INFO", "absl")
+  stages.pipeline(_config(), workdir)
+  for kind in ("embeddings", "tokenizer", "sids", "generator", "predictions"):
+    assert f"{kind}: matches its settings and inputs; skipped." in caplog.text
+  after = {p: p.stat().st_mtime_ns for p in before}
+  changed = {p.name for p in before if before[p] != after[p]}
+  assert changed <= {"report.json", "report.md", "config.json"}
+
+
+def test_a_changed_setting_remakes_its_stage_and_those_after(workdir, caplog):
+  caplog.set_level("INFO", "absl")
+  stages.embed(_config(), workdir)
+  stages.tokenize(_config(tokenizer__codebook_sizes=(8, 8)), workdir)
+  assert "embeddings: matches" in caplog.text
+  assert "tokenizer: made with other settings" in caplog.text
+  assert "sids: made from other inputs" in caplog.text
+  with pytest.raises(stages.InputError, match="built from another sids"):
+    stages.evaluate(_config(tokenizer__codebook_sizes=(8, 8)), workdir)
+  # And training refuses the checkpoints of the old semantic IDs.
+  with pytest.raises(stages.InputError, match="another configuration or"):
+    stages.train(_config(tokenizer__codebook_sizes=(8, 8)), workdir)
+
+
+def test_recommendations_agree_with_predictions(finished, capsys):
+  """The last test user's list with nothing removed is the stored one."""
+  config = _config()
+  stored = prepare.load_data(finished)
+  user = stored.interactions.user_ids[-1]
+  history = stored.interactions.history(len(stored.interactions.user_ids) - 1)
+  request = stages.Request(
+    history=tuple(stored.catalog.item_ids[i] for i in history[:-1]),
+    keep_history=True,
+    as_json=True,
+    top_k=5,
+  )
+  found = stages.recommend(config, finished, request)
+  predicted = artifact.load(finished.path("predictions"), kind="predictions")
+  want = [
+    stored.catalog.item_ids[i] for i in predicted.arrays["item_index"][-1]
+  ]
+  assert [item.item_id for item in found] == want[:5]
+  lines = capsys.readouterr().out.splitlines()
+  assert [json.loads(line)["rank"] for line in lines] == [1, 2, 3, 4, 5]
+  assert json.loads(lines[0])["title"] in stored.catalog.titles
+  # By user id: the whole history is used, and nothing of it comes again.
+  found = stages.recommend(config, finished, stages.Request(user=user))
+  had = {stored.catalog.item_ids[i] for i in history}
+  assert not had & {item.item_id for item in found}
+  assert "Recommended next" in capsys.readouterr().out
+
+
+def test_bad_requests_are_refused(finished):
+  with pytest.raises(stages.InputError, match="either --user=ID or"):
+    stages.Request()
+  with pytest.raises(stages.InputError, match="top_k must be 1"):
+    stages.Request(user="1", top_k=0)
+  with pytest.raises(stages.InputError, match="User 'nobody' is not among"):
+    stages.recommend(_config(), finished, stages.Request(user="nobody"))
+  with pytest.raises(stages.InputError, match="'no-item'"):
+    stages.recommend(_config(), finished, stages.Request(history=("no-item",)))
+
+
+def test_stages_out_of_order_say_what_to_run(tmp_path):
+  empty = stages.Workdir(tmp_path)
+  with pytest.raises(stages.InputError, match="No dataset at"):
+    stages.tokenize(_config(), empty)
+  with pytest.raises(stages.InputError, match="start it with --config"):
+    empty.read_config()
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_another_content_is_noticed(tmp_path):
+  """The path does not count, the content does."""
+  data = SyntheticData(num_items=240, num_users=40).load()
+  folder.write_folder(data, tmp_path / "a")
+  shutil.copytree(tmp_path / "a", tmp_path / "b")
+  lines = (tmp_path / "b" / "interactions.txt").read_text().splitlines()
+  for file in (tmp_path / "b").glob("*.parquet"):
+    file.unlink()
+  (tmp_path / "b" / "interactions.txt").write_text("\n".join(lines[:-1]) + "\n")
+
+  def prepared(path, run):
+    config = quickstart.get_config("smoke")
+    config.data = dict(name="folder", path=str(tmp_path / path))
+    workdir = stages.Workdir(tmp_path / run)
+    run_config = stages.RunConfig.from_dict(config.to_dict())
+    return prepare.prepare_data(run_config, workdir)[0].artifact.hash
+
+  assert prepared("a", "one") != prepared("b", "one")
+  shutil.copytree(tmp_path / "a", tmp_path / "moved")
+  assert prepared("a", "two") == prepared("moved", "three")
+
+
+def test_stopped_training_resumes_to_the_same_parameters(workdir, finished):
+  config = _config()
+  shutil.rmtree(workdir.path("generator"))
+  shutil.rmtree(workdir.training)
+  stored = prepare.load_data(workdir)
+  sids, catalog = semantic_ids.load_sids(workdir)
+  calls = iter(range(100))
+
+  def stop_after_three():
+    return next(calls) == 2
+
+  assert (
+    generator.train(config, workdir, stored, sids, catalog, stop_after_three)
+    is None
+  )
+  assert not workdir.path("generator").exists()
+  resumed = generator.train(config, workdir, stored, sids, catalog)
+  whole = artifact.load(finished.path("generator"), kind="generator")
+  assert resumed.hash == whole.hash
+  stages.evaluate(config, workdir)
+  assert _report(workdir) == _report(finished)
+
+
+@pytest.mark.parametrize("config", [beauty, toys])
+def test_configs_of_real_data_build(config):
+  made = config.get_config()
+  made.data.path = "somewhere"
+  built = stages.RunConfig.from_dict(made.to_dict())
+  assert built.data.path == "somewhere"
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_in_mid_training_loses_nothing(tmp_path):
+  """Killed at a moment nobody chose, run again: the same final report."""
+
+  def start(name, **kwargs):
+    command = [
+      sys.executable, "-m", "launch.pipeline",
+      "--config=configs/quickstart.py:smoke",
+      "--config.training.num_steps=200",
+      f"--workdir={tmp_path / name}",
+    ]  # fmt: skip
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **kwargs)
+
+  assert start("whole").wait() == 0
+  for signal_number in (signal.SIGKILL, signal.SIGTERM):
+    name = signal_number.name
+    process = start(name)
+    training = tmp_path / name / "training"
+    while len(metric_writer.read(training)) < 15:
+      assert process.poll() is None
+      time.sleep(0.05)
+    process.send_signal(signal_number)
+    assert process.wait() == (-9 if signal_number == signal.SIGKILL else 143)
+    assert not (tmp_path / name / "generator").exists()
+    assert start(name).wait() == 0
+    same = [
+      artifact.load(tmp_path / run / "generator", kind="generator").arrays
+      for run in ("whole", name)
+    ]
+    for key, value in same[0].items():
+      np.testing.assert_array_equal(value, same[1][key])
+    reports = [
+      json.loads((tmp_path / run / "report.json").read_text())
+      for run in ("whole", name)
+    ]
+    assert reports[0] == reports[1]

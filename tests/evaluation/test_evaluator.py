@@ -1,0 +1,118 @@
+"""Predictions: batches, devices, removed items."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gr_jax.core import checks
+from gr_jax.core import mesh as mesh_lib
+from gr_jax.decoding import trie as trie_lib
+from gr_jax.evaluation import evaluator
+from gr_jax.models.config import T5Config
+from gr_jax.models.encoder_decoder import EncoderDecoder
+from gr_jax.sids.sid_catalog import SidCatalog
+from gr_jax.sids.vocabulary import SidVocabulary
+from gr_jax.tasks import windows
+
+NUM_ITEMS = 10
+
+
+@pytest.fixture(scope="module")
+def decoder():
+  codes = np.array([divmod(i, 4) for i in range(NUM_ITEMS)], np.int32)
+  catalog = SidCatalog(
+    tuple(map(str, range(NUM_ITEMS))), codes, (3, 4), num_semantic_levels=2
+  )
+  vocabulary = SidVocabulary.from_catalog(catalog)
+  layout = windows.WindowLayout.create(catalog, vocabulary, max_history=3)
+  model = EncoderDecoder(
+    T5Config(
+      vocab_size=vocabulary.vocab_size, emb_dim=8, num_heads=2, head_dim=4,
+      mlp_dim=8, num_encoder_layers=1, num_decoder_layers=1,
+    )
+  )  # fmt: skip
+  inputs = jnp.ones((1, layout.input_length), jnp.int32)
+  targets = jnp.ones((1, layout.target_length), jnp.int32)
+  params = model.init(jax.random.key(0), inputs, targets)["params"]
+  histories = [[i % NUM_ITEMS, (3 * i) % NUM_ITEMS] for i in range(11)]
+  data = windows.history_data(
+    histories, vocabulary.tokens_from_codes(catalog.codes)
+  )
+  trie = trie_lib.build_trie(catalog.codes, catalog.codebook_sizes)
+  return model, vocabulary, trie, layout, params, data
+
+
+def _predict(decoder, *, batch_size, num_devices=1, width=NUM_ITEMS):
+  model, vocabulary, trie, layout, params, data = decoder
+  return evaluator.predict(
+    evaluator.make_recommend_fn(model, vocabulary, trie, beam_width=width),
+    params,
+    data,
+    layout,
+    batch_size=batch_size,
+    mesh=mesh_lib.make_mesh(jax.devices()[:num_devices]),
+  )
+
+
+def test_full_beam_ranks_the_catalog_as_teacher_forcing_scores_it(decoder):
+  model, vocabulary, _, layout, params, data = decoder
+  predictions = _predict(decoder, batch_size=4)
+  index = np.arange(11, dtype=np.int32)
+  inputs = windows.gather_batch(data, jnp.asarray(index), layout).inputs
+  scores = np.empty((11, NUM_ITEMS), np.float32)
+  for item in range(NUM_ITEMS):
+    targets = np.broadcast_to(data.item_tokens[item], (11, 2))
+    scores[:, item] = model.apply(
+      {"params": params}, inputs, jnp.asarray(targets), method="score"
+    )
+  order = np.argsort(-scores, axis=1, kind="stable")
+  np.testing.assert_array_equal(predictions.item_index, order)
+  np.testing.assert_allclose(
+    predictions.scores, np.take_along_axis(scores, order, 1), atol=1e-5
+  )
+
+
+@pytest.mark.parametrize(("batch_size", "num_devices"), [(3, 1), (16, 8)])
+def test_batches_and_devices_change_nothing(decoder, batch_size, num_devices):
+  want = _predict(decoder, batch_size=4)
+  got = _predict(decoder, batch_size=batch_size, num_devices=num_devices)
+  np.testing.assert_array_equal(want.item_index, got.item_index)
+  np.testing.assert_allclose(want.scores, got.scores, atol=1e-5)
+
+
+def test_one_program_serves_all_batches(decoder):
+  model, vocabulary, trie, layout, params, data = decoder
+  traces = []
+
+  class Counting(EncoderDecoder):
+    def encode(self, inputs):
+      traces.append(inputs.shape)
+      return super().encode(inputs)
+
+  recommend = evaluator.make_recommend_fn(
+    Counting(model.config), vocabulary, trie, beam_width=4
+  )
+  evaluator.predict(
+    recommend, params, data, layout, batch_size=4,
+    mesh=mesh_lib.make_mesh(jax.devices()[:1]),
+  )  # fmt: skip
+  assert traces == [(4, layout.input_length)]
+
+
+def test_removed_items_leave_and_the_rest_move_up():
+  predictions = evaluator.Predictions(
+    item_index=np.array([[5, 2, 7], [1, 3, -1]], np.int32),
+    codes=np.arange(6, dtype=np.int32).reshape(2, 3, 1),
+    scores=np.array([[-1, -2, -3], [-1, -2, -np.inf]], np.float32),
+  )
+  left = predictions.without([np.array([5]), np.array([8])])
+  np.testing.assert_array_equal(left.item_index, [[2, 7, -1], [1, 3, -1]])
+  np.testing.assert_array_equal(left.codes[0, :, 0], [1, 2, -1])
+  np.testing.assert_array_equal(left.scores[0], [-2, -3, -np.inf])
+  np.testing.assert_array_equal(left.returned.sum(1), [2, 2])
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(decoder):
+  with pytest.raises(checks.InputError, match=r"evaluation.batch_size=4 is"):
+    _predict(decoder, batch_size=4, num_devices=8)

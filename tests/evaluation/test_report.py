@@ -1,0 +1,48 @@
+"""Tables and verdicts."""
+
+import io
+
+import pytest
+import rich.console
+
+from gr_jax.evaluation import metrics, report
+
+
+def _row(value):
+  names = metrics.RANKING_METRICS
+  own = dict.fromkeys(names, value)
+  own |= {metrics.SID_LEVEL + name: value + 0.1 for name in names}
+  own[metrics.INVALID_RATE] = 0.25
+  return {form: {report.ALL: own} for form in report.FORMS}
+
+
+@pytest.fixture
+def rows():
+  rows = {"generator": _row(0.5), "markov": _row(0.5), "popularity": _row(0.1)}
+  rows["markov"][report.NOTHING_REMOVED][report.ALL]["ndcg@10"] = 0.25
+  return rows
+
+
+def test_a_verdict_names_what_is_not_beaten_a_tie_included(rows):
+  recall, ndcg = report.verdicts(rows, report.NOTHING_REMOVED)
+  assert recall == "recall@10 0.5000: NOT above Markov (last item) (0.5000)."
+  assert ndcg == "ndcg@10 0.5000: above every baseline."
+
+
+def test_tables_show_both_forms_and_label_the_sid_level(rows):
+  text = report.markdown(rows)
+  assert text.count("| generator | 0.5000 |") == 2
+  assert text.count("| generator, SID level | 0.6000 |") == 2
+  assert "nothing removed from the ranking" in text
+  assert "the user's history removed" in text
+  assert "later day" not in text  # the data has no times
+
+
+def test_the_terminal_marks_what_is_ahead_and_fits_80_columns(rows):
+  stream = io.StringIO()
+  report.show(rows, rich.console.Console(file=stream, width=80))
+  text = stream.getvalue()
+  assert "0.5000 !" in text
+  assert "0.1000 !" not in text
+  assert "25.00%" in text
+  assert "…" not in text

@@ -1,0 +1,46 @@
+"""Settings: unknown keys, missing ones, bad values, one-line messages."""
+
+import pytest
+
+from configs import quickstart
+from gr_jax import stages
+from gr_jax.core.checks import InputError
+
+
+def _refusal(change):
+  config = quickstart.get_config("smoke").to_dict()
+  change(config)
+  with pytest.raises(InputError) as caught:
+    stages.RunConfig.from_dict(config)
+  message = str(caught.value)
+  assert "\n" not in message
+  return message
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda c: c.update(tokeniser={}), "Did you mean 'tokenizer'"),
+    (lambda c: c.pop("model"), "lacks the section 'model'"),
+    (lambda c: c.pop("seed"), "lacks an integer 'seed'"),
+    (lambda c: c["task"].update(max_histori=3), "Did you mean 'max_history'"),
+    (lambda c: c["model"].update(heads=3), "key in config section 'model'"),
+    (lambda c: c["tokenizer"].update(name="rqvae"), "Did you mean 'rq_vae'"),
+    (lambda c: c["tokenizer"].pop("name"), "lacks 'name'; known:"),
+    (lambda c: c.update(data={"name": "folder"}), "lacks 'path'; set --config"),
+    (lambda c: c["task"].update(max_history=0), "max_history must be 1"),
+    (lambda c: c["decoding"].update(beam_width=5), "beam_width=5 must be 20"),
+    (lambda c: c["validation"].update(beam_width=5), "validation.beam_width=5"),
+    (lambda c: c["model"].update(dtype="float8"), "Unknown dtype 'float8'"),
+  ],
+)
+def test_bad_settings_are_refused_before_any_work(change, message):
+  assert message in _refusal(change)
+
+
+def test_sections_keep_what_was_asked_for():
+  config = quickstart.get_config("smoke").to_dict()
+  built = stages.RunConfig.from_dict(config)
+  assert built.sections["tokenizer"]["codebook_sizes"] == [8, 8, 8]
+  assert built.tokenizer.codebook_sizes == (8, 8, 8)
+  assert stages.RunConfig.from_dict(built.sections) == built
