@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+import jax
 import numpy as np
 
 
@@ -38,7 +39,7 @@ def check_known(name: str, known: Iterable[str], what: str) -> None:
   raise InputError(f"Unknown {what} {name!r}; known: {', '.join(known)}.{hint}")
 
 
-def check_finite(name: str, array: np.ndarray) -> None:
+def check_finite(name: str, array: np.ndarray | jax.Array) -> None:
   """Refuses NaN and infinity, naming the first bad row and the count.
 
   Args:
@@ -59,7 +60,9 @@ def check_finite(name: str, array: np.ndarray) -> None:
   )
 
 
-def check_matrix(name: str, x: np.ndarray, *, min_rows: int = 1) -> None:
+def check_matrix(
+  name: str, x: np.ndarray | jax.Array, *, min_rows: int = 1
+) -> None:
   """Refuses anything but a finite float32 matrix of at least `min_rows` rows.
 
   Args:
