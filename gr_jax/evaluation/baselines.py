@@ -29,7 +29,7 @@ class Histories:
   """Items of several users in one flat array, oldest first."""
 
   items: Int32[np.ndarray, "n"]
-  offsets: Int[np.ndarray, "B+1"]
+  offsets: Int[np.ndarray, "n_ends"]  # [B + 1]
 
   @classmethod
   def create(
