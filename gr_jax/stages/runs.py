@@ -81,10 +81,10 @@ def pipeline(config: RunConfig, workdir: Workdir) -> None:
 
 def recommend(
   config: RunConfig, workdir: Workdir, request: recommendation.Request
-) -> None:
-  """Prints a user's best next items.
+) -> list[recommendation.Recommendation]:
+  """Prints a user's best next items and returns them.
 
   Raises:
     InputError: No trained generator yet, an unknown user or item.
   """
-  recommendation.recommend(config, workdir, request)
+  return recommendation.recommend(config, workdir, request)
