@@ -63,7 +63,8 @@ class ResidualQuantizer(nn.Module):
 
     Args:
       z: Encoder outputs.
-      key: Random key of gumbel_softmax; unused otherwise.
+      key: Random key of gumbel_softmax, which without one chooses the nearest
+        code; unused otherwise.
     """
     residual, total = z, jnp.zeros_like(z)
     codes, residuals = [], []
@@ -73,7 +74,7 @@ class ResidualQuantizer(nn.Module):
       if self.use_entropy_gap:
         distances = nearest.squared_distances(residual, codebook)
         gap += estimators.entropy_gap(distances, temperature=self.temperature)
-      if self.estimator == "gumbel_softmax":
+      if self.estimator == "gumbel_softmax" and key is not None:
         distances = nearest.squared_distances(residual, codebook)
         choice = estimators.gumbel_softmax(
           distances,

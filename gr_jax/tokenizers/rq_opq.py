@@ -30,14 +30,15 @@ class RQOPQ:
 
   The first L_r levels are (balanced) residual k-means; the residual they leave
   is product-quantized after a learned rotation, one token per sub-space
-  (OneSearch, arXiv:2509.03236, section 3.2). L = L_r + M.
+  (OneSearch, arXiv:2509.03236, section 3.2). L = L_r + M. The defaults have
+  the bits of three levels of 256.
   """
 
   # The OPQ tokens are parallel to each other, but refine the residual levels.
   hierarchical: ClassVar[bool] = True
 
-  residual_sizes: tuple[int, ...] = (256,)  # K of the L_r residual levels
-  subspace_sizes: tuple[int, ...] = (256, 256)  # K of the M sub-spaces
+  residual_sizes: tuple[int, ...] = (256, 256)  # K of the L_r levels
+  subspace_sizes: tuple[int, ...] = (16, 16)  # K of the M sub-spaces
   balanced: bool = False  # Algorithm 1 for the residual levels
   max_iters: int = 100  # Lloyd iterations; 20 passes when balanced
   tol: float = 1e-4
