@@ -66,9 +66,7 @@ def _backward(precision, saved, gradient):
   ids, like = saved
   ids = ids.reshape(-1)  # [B]
   gradient = gradient.reshape(-1, gradient.shape[-1])  # [B, D]
-  summed = sum_by_id(
-    ids, gradient, num_rows=like.shape[0], precision=precision
-  )
+  summed = sum_by_id(ids, gradient, num_rows=like.shape[0], precision=precision)
   return summed.astype(like.dtype), None
 
 
