@@ -82,7 +82,9 @@ class SidSeqioVocabulary(seqio.Vocabulary):
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
     ids = tf.py_function(
-      lambda text: self._encode(text.numpy().decode()), [s], tf.int32
+      lambda text: tf.constant(self._encode(text.numpy().decode()), tf.int32),
+      [s],
+      tf.int32,
     )
     ids.set_shape([None])
     return ids
