@@ -19,7 +19,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
   c.data.expected_counts = (19_412, 11_924, 167_597)
   c.embedding = dict(name="precomputed")
   c.training.batch_size = 1_024
-  c.training.num_steps = 20_000
+  c.training.num_steps = 8_000
   c.training.eval_every_steps = 500
-  c.training.patience = 8
+  c.training.patience = 6
   return c
