@@ -4,7 +4,8 @@ r"""Amazon 2014 Beauty: residual k-means IDs and TIGER's 4 + 4 layers.
     --config.data.path=DATA/beauty --workdir=runs/beauty
 
 DATA/beauty is a folder as the README describes, with embeddings of the items'
-texts beside them (`embeddings.minilm.npy` or any other name).
+texts in it (`embeddings.NAME.npy`). `configs/beauty.py:cpu` shrinks network,
+history and training to what two CPU cores do in half an hour.
 """
 
 from ml_collections import config_dict
@@ -14,12 +15,6 @@ from configs import common
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
   """Returns the run's config."""
-  common.no_argument(arg)
-  c = common.base()
+  c = common.amazon2014(arg)
   c.data.expected_counts = (22_363, 12_101, 198_502)
-  c.embedding = dict(name="precomputed")
-  c.training.batch_size = 1_024
-  c.training.num_steps = 8_000
-  c.training.eval_every_steps = 500
-  c.training.patience = 6
   return c

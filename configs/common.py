@@ -44,7 +44,26 @@ def base() -> config_dict.ConfigDict:
   return c
 
 
-def no_argument(arg: str) -> None:
-  """Refuses an argument behind the config's name (`file.py:argument`)."""
-  if arg:
-    raise ValueError(f"Unknown config argument {arg!r}; there is none.")
+def amazon2014(arg: str) -> config_dict.ConfigDict:
+  """Returns the settings of the Amazon 2014 5-core sets.
+
+  Args:
+    arg: "" for an accelerator, "cpu" for two CPU cores.
+  """
+  if arg not in ("", "cpu"):
+    raise ValueError(f"Unknown config argument {arg!r}; use '' or 'cpu'.")
+  c = base()
+  c.embedding = dict(name="precomputed")
+  c.training.update(
+    batch_size=1_024, num_steps=8_000, eval_every_steps=500, patience=6
+  )
+  if arg == "cpu":
+    c.task.max_history = 8
+    c.model.update(
+      dtype="float32", num_heads=4, head_dim=32, mlp_dim=256,
+      num_encoder_layers=2, num_decoder_layers=2,
+    )  # fmt: skip
+    c.training.update(batch_size=256, num_steps=6_000, eval_every_steps=1_000)
+    c.optimizer.learning_rate = 2e-3
+    c.validation.num_users = 4_000
+  return c

@@ -1,0 +1,27 @@
+r"""Finite scalar quantization: 3 tokens of 8 x 8 x 4 values.
+
+  python -m launch.tokenize --config=configs/tokenizers/fsq.py \
+    --config.data.path=DATA/beauty --workdir=runs/fsq
+
+24 bits an item, as all configs of this folder but vq_vae's.
+"""
+
+from ml_collections import config_dict
+
+from configs import common
+
+
+def get_config(arg: str = "") -> config_dict.ConfigDict:
+  """Returns the run's config."""
+  common.no_argument(arg)
+  c = common.base()
+  c.tokenizer = dict(
+    name="fsq",
+    num_tokens=3,
+    levels=(8, 8, 4),
+    hidden_dims=(512, 256),
+    num_epochs=500,
+    batch_size=1024,
+    learning_rate=1e-3,
+  )
+  return c

@@ -1,0 +1,23 @@
+r"""SimHash: 3 tokens of 8 bits.
+
+  python -m launch.tokenize --config=configs/tokenizers/lsh.py \
+    --config.data.path=DATA/beauty --workdir=runs/lsh
+
+24 bits an item, as all configs of this folder but vq_vae's.
+"""
+
+from ml_collections import config_dict
+
+from configs import common
+
+
+def get_config(arg: str = "") -> config_dict.ConfigDict:
+  """Returns the run's config."""
+  common.no_argument(arg)
+  c = common.base()
+  c.tokenizer = dict(
+    name="lsh",
+    num_tokens=3,
+    num_bits=8,
+  )
+  return c

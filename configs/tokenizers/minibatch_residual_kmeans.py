@@ -1,0 +1,24 @@
+r"""Mini-batch residual k-means: 3 levels of 256 codes.
+
+  python -m launch.tokenize --config=configs/tokenizers/minibatch_residual_kmeans.py \
+    --config.data.path=DATA/beauty --workdir=runs/minibatch_residual_kmeans
+
+24 bits an item, as all configs of this folder but vq_vae's.
+"""
+
+from ml_collections import config_dict
+
+from configs import common
+
+
+def get_config(arg: str = "") -> config_dict.ConfigDict:
+  """Returns the run's config."""
+  common.no_argument(arg)
+  c = common.base()
+  c.tokenizer = dict(
+    name="minibatch_residual_kmeans",
+    codebook_sizes=(256, 256, 256),
+    batch_size=4096,
+    num_passes=10,
+  )
+  return c

@@ -1,0 +1,23 @@
+r"""Optimized product quantization: 4 sub-spaces of 64 codes.
+
+  python -m launch.tokenize --config=configs/tokenizers/opq.py \
+    --config.data.path=DATA/beauty --workdir=runs/opq
+
+24 bits an item, as all configs of this folder but vq_vae's.
+"""
+
+from ml_collections import config_dict
+
+from configs import common
+
+
+def get_config(arg: str = "") -> config_dict.ConfigDict:
+  """Returns the run's config."""
+  common.no_argument(arg)
+  c = common.base()
+  c.tokenizer = dict(
+    name="opq",
+    codebook_sizes=(64, 64, 64, 64),
+    num_iters=50,
+  )
+  return c

@@ -1,0 +1,22 @@
+r"""Residual k-means: 3 levels of 256 codes.
+
+  python -m launch.tokenize --config=configs/tokenizers/residual_kmeans.py \
+    --config.data.path=DATA/beauty --workdir=runs/residual_kmeans
+
+24 bits an item, as all configs of this folder but vq_vae's.
+"""
+
+from ml_collections import config_dict
+
+from configs import common
+
+
+def get_config(arg: str = "") -> config_dict.ConfigDict:
+  """Returns the run's config."""
+  common.no_argument(arg)
+  c = common.base()
+  c.tokenizer = dict(
+    name="residual_kmeans",
+    codebook_sizes=(256, 256, 256),
+  )
+  return c

@@ -1,0 +1,25 @@
+r"""Residual vector quantization by gradient: 3 levels of 256 codes.
+
+  python -m launch.tokenize --config=configs/tokenizers/rvq.py \
+    --config.data.path=DATA/beauty --workdir=runs/rvq
+
+24 bits an item, as all configs of this folder but vq_vae's.
+"""
+
+from ml_collections import config_dict
+
+from configs import common
+
+
+def get_config(arg: str = "") -> config_dict.ConfigDict:
+  """Returns the run's config."""
+  common.no_argument(arg)
+  c = common.base()
+  c.tokenizer = dict(
+    name="rvq",
+    codebook_sizes=(256, 256, 256),
+    num_epochs=200,
+    batch_size=1024,
+    learning_rate=1e-2,
+  )
+  return c
