@@ -1,7 +1,8 @@
 r"""Balanced residual k-means (Algorithm 1): 3 levels of 256 codes.
 
-  python -m launch.tokenize --config=configs/tokenizers/balanced_residual_kmeans.py \
-    --config.data.path=DATA/beauty --workdir=runs/balanced_residual_kmeans
+  python -m launch.pipeline --workdir=runs/balanced_residual_kmeans \
+    --config=configs/tokenizers/balanced_residual_kmeans.py \
+    --config.data.path=DATA/beauty
 
 24 bits an item, as all configs of this folder but vq_vae's.
 """

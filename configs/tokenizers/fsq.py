@@ -1,7 +1,8 @@
 r"""Finite scalar quantization: 3 tokens of 8 x 8 x 4 values.
 
-  python -m launch.tokenize --config=configs/tokenizers/fsq.py \
-    --config.data.path=DATA/beauty --workdir=runs/fsq
+  python -m launch.pipeline --workdir=runs/fsq \
+    --config=configs/tokenizers/fsq.py \
+    --config.data.path=DATA/beauty
 
 24 bits an item, as all configs of this folder but vq_vae's.
 """

@@ -1,7 +1,8 @@
 r"""SimHash: 3 tokens of 8 bits.
 
-  python -m launch.tokenize --config=configs/tokenizers/lsh.py \
-    --config.data.path=DATA/beauty --workdir=runs/lsh
+  python -m launch.pipeline --workdir=runs/lsh \
+    --config=configs/tokenizers/lsh.py \
+    --config.data.path=DATA/beauty
 
 24 bits an item, as all configs of this folder but vq_vae's.
 """

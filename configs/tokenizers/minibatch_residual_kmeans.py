@@ -1,7 +1,8 @@
 r"""Mini-batch residual k-means: 3 levels of 256 codes.
 
-  python -m launch.tokenize --config=configs/tokenizers/minibatch_residual_kmeans.py \
-    --config.data.path=DATA/beauty --workdir=runs/minibatch_residual_kmeans
+  python -m launch.pipeline --workdir=runs/minibatch_residual_kmeans \
+    --config=configs/tokenizers/minibatch_residual_kmeans.py \
+    --config.data.path=DATA/beauty
 
 24 bits an item, as all configs of this folder but vq_vae's.
 """

@@ -1,7 +1,8 @@
 r"""OPMQ: 3 parallel experts of 256 codes.
 
-  python -m launch.tokenize --config=configs/tokenizers/opmq.py \
-    --config.data.path=DATA/beauty --workdir=runs/opmq
+  python -m launch.pipeline --workdir=runs/opmq \
+    --config=configs/tokenizers/opmq.py \
+    --config.data.path=DATA/beauty
 
 24 bits an item, as all configs of this folder but vq_vae's.
 """

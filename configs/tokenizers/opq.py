@@ -1,7 +1,8 @@
 r"""Optimized product quantization: 4 sub-spaces of 64 codes.
 
-  python -m launch.tokenize --config=configs/tokenizers/opq.py \
-    --config.data.path=DATA/beauty --workdir=runs/opq
+  python -m launch.pipeline --workdir=runs/opq \
+    --config=configs/tokenizers/opq.py \
+    --config.data.path=DATA/beauty
 
 24 bits an item, as all configs of this folder but vq_vae's.
 """

@@ -1,7 +1,8 @@
 r"""Product quantization: 4 sub-spaces of 64 codes, since 3 divide few widths.
 
-  python -m launch.tokenize --config=configs/tokenizers/pq.py \
-    --config.data.path=DATA/beauty --workdir=runs/pq
+  python -m launch.pipeline --workdir=runs/pq \
+    --config=configs/tokenizers/pq.py \
+    --config.data.path=DATA/beauty
 
 24 bits an item, as all configs of this folder but vq_vae's.
 """

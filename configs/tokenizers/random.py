@@ -1,7 +1,8 @@
 r"""Random codes: 3 levels of 256 codes.
 
-  python -m launch.tokenize --config=configs/tokenizers/random.py \
-    --config.data.path=DATA/beauty --workdir=runs/random
+  python -m launch.pipeline --workdir=runs/random \
+    --config=configs/tokenizers/random.py \
+    --config.data.path=DATA/beauty
 
 24 bits an item, as all configs of this folder but vq_vae's.
 """

@@ -1,7 +1,8 @@
 r"""RQ-OPQ: 2 residual levels of 256 codes, then 2 sub-spaces of 16.
 
-  python -m launch.tokenize --config=configs/tokenizers/rq_opq.py \
-    --config.data.path=DATA/beauty --workdir=runs/rq_opq
+  python -m launch.pipeline --workdir=runs/rq_opq \
+    --config=configs/tokenizers/rq_opq.py \
+    --config.data.path=DATA/beauty
 
 24 bits an item, as all configs of this folder but vq_vae's.
 """

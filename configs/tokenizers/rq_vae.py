@@ -1,7 +1,8 @@
 r"""RQ-VAE: 3 levels of 256 codes.
 
-  python -m launch.tokenize --config=configs/tokenizers/rq_vae.py \
-    --config.data.path=DATA/beauty --workdir=runs/rq_vae
+  python -m launch.pipeline --workdir=runs/rq_vae \
+    --config=configs/tokenizers/rq_vae.py \
+    --config.data.path=DATA/beauty
 
 24 bits an item, as all configs of this folder but vq_vae's.
 """

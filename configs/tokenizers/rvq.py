@@ -1,7 +1,8 @@
 r"""Residual vector quantization by gradient: 3 levels of 256 codes.
 
-  python -m launch.tokenize --config=configs/tokenizers/rvq.py \
-    --config.data.path=DATA/beauty --workdir=runs/rvq
+  python -m launch.pipeline --workdir=runs/rvq \
+    --config=configs/tokenizers/rvq.py \
+    --config.data.path=DATA/beauty
 
 24 bits an item, as all configs of this folder but vq_vae's.
 """

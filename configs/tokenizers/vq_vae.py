@@ -1,7 +1,8 @@
 r"""VQ-VAE: one level of 4,096 codes, all that 12,000 items can fill.
 
-  python -m launch.tokenize --config=configs/tokenizers/vq_vae.py \
-    --config.data.path=DATA/beauty --workdir=runs/vq_vae
+  python -m launch.pipeline --workdir=runs/vq_vae \
+    --config=configs/tokenizers/vq_vae.py \
+    --config.data.path=DATA/beauty
 
 12 bits an item: half of what the other configs of this folder spend.
 """
