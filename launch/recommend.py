@@ -1,8 +1,8 @@
 r"""Prints a user's best next items with title, semantic ID and score.
 
-  python -m launch.recommend --workdir=runs/quickstart --user=17
-  python -m launch.recommend --workdir=runs/quickstart --history=3,141,59 \
-    --format=jsonl
+  python -m launch.recommend --workdir=runs/quickstart --user=user00017
+  python -m launch.recommend --workdir=runs/quickstart \
+    --history=item00003,item00141 --format=jsonl
 """
 
 from absl import flags

@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -57,3 +59,19 @@ def test_mains_import_only_stages():
     for name in _imports(ast.parse(file.read_text())):
       if name.startswith("gr_jax."):
         assert name.split(".")[1] in ("stages", "core"), f"{file}: {name}"
+
+
+def test_the_training_path_imports_no_tensorflow():
+  """Accelerators often lack it."""
+  code = (
+    "import sys, gr_jax.stages; "
+    "bad = {'tensorflow', 'seqio', 'clu', 'torch', 't5x'} & set(sys.modules); "
+    "sys.exit(f'imported {bad}' if bad else 0)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    capture_output=True,
+    text=True,
+    cwd=ROOT.parent,
+  )
+  assert done.returncode == 0, done.stderr

@@ -21,6 +21,8 @@ ALL, LATER_DAY, SAME_DAY = "all", "later_day", "same_day"
 GENERATOR = "generator"
 # What a verdict is about.
 DECIDING = (metrics.RECALL_10, metrics.NDCG_10)
+# Prefix of half a metric's 95 % interval over users, for one trained model.
+INTERVAL = "interval/"
 _SHOWN = (*metrics.RANKING_METRICS,)
 _SHOWN_IN_TERMINAL = ("recall@5", *DECIDING, "recall@20")
 
@@ -41,21 +43,23 @@ def verdicts(rows: Rows, form: str, population: str = ALL) -> list[str]:
     population: One of the report's populations.
 
   Returns:
-    One line a deciding metric.
+    One line a deciding metric, with its 95 % interval over users.
   """
   lines = []
   for metric in DECIDING:
-    own = rows[GENERATOR][form][population][metric]
+    values = rows[GENERATOR][form][population]
+    own = values[metric]
+    said = f"{metric} {own:.4f} ± {values[INTERVAL + metric]:.4f}"
     ahead = {
-      row: values[form][population][metric]
-      for row, values in rows.items()
-      if row != GENERATOR and values[form][population][metric] >= own
+      row: other[form][population][metric]
+      for row, other in rows.items()
+      if row != GENERATOR and other[form][population][metric] >= own
     }
     if ahead:
       names = ", ".join(f"{label(r)} ({v:.4f})" for r, v in ahead.items())
-      lines.append(f"{metric} {own:.4f}: NOT above {names}.")
+      lines.append(f"{said}: NOT above {names}.")
     else:
-      lines.append(f"{metric} {own:.4f}: above every baseline.")
+      lines.append(f"{said}: above every baseline.")
   return lines
 
 

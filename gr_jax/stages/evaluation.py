@@ -81,8 +81,13 @@ def generator_metrics(
   results = {}
   for name, mask in populations.items():
     on_sids = metrics.summarize(sid_ranks, list_size=width, user_mask=mask)
+    values = metrics.per_user(item_ranks[mask], list_size=width)
     results[name] = {
       **metrics.summarize(item_ranks, list_size=width, user_mask=mask),
+      **{
+        report.INTERVAL + key: metrics.user_interval(values[key]).half_width
+        for key in report.DECIDING
+      },
       **{metrics.SID_LEVEL + key: value for key, value in on_sids.items()},
       metrics.INVALID_RATE: invalid,
     }

@@ -6,7 +6,7 @@ import jax
 from absl import logging
 
 from gr_jax.core import artifact, rng
-from gr_jax.data import Interactions, ItemCatalog
+from gr_jax.data import Interactions, ItemCatalog, splits
 from gr_jax.data.dataset import Dataset
 from gr_jax.embeddings.table import EmbeddingTable
 from gr_jax.stages.config import RunConfig
@@ -35,9 +35,10 @@ def prepare_data(
     The data set as stored, and as read (with the vectors beside it).
 
   Raises:
-    InputError: The reader refuses the files.
+    InputError: The reader refuses the files, or a user has under 3 items.
   """
   dataset = config.data.load()
+  splits.leave_one_out(dataset.interactions)  # refuses too short histories
   arrays = artifact.prefixed(dataset.catalog.to_arrays(), "catalog")
   arrays |= artifact.prefixed(dataset.interactions.to_arrays(), "interactions")
   # The path is where the content lay, not what it is.

@@ -12,6 +12,7 @@ def _row(value):
   names = metrics.RANKING_METRICS
   own = dict.fromkeys(names, value)
   own |= {metrics.SID_LEVEL + name: value + 0.1 for name in names}
+  own |= {report.INTERVAL + name: 0.02 for name in report.DECIDING}
   own[metrics.INVALID_RATE] = 0.25
   return {form: {report.ALL: own} for form in report.FORMS}
 
@@ -25,8 +26,10 @@ def rows():
 
 def test_a_verdict_names_what_is_not_beaten_a_tie_included(rows):
   recall, ndcg = report.verdicts(rows, report.NOTHING_REMOVED)
-  assert recall == "recall@10 0.5000: NOT above Markov (last item) (0.5000)."
-  assert ndcg == "ndcg@10 0.5000: above every baseline."
+  assert recall == (
+    "recall@10 0.5000 ± 0.0200: NOT above Markov (last item) (0.5000)."
+  )
+  assert ndcg == "ndcg@10 0.5000 ± 0.0200: above every baseline."
 
 
 def test_tables_show_both_forms_and_label_the_sid_level(rows):
