@@ -13,9 +13,8 @@ from configs import common
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
-  """Returns the run's config."""
-  common.no_argument(arg)
-  c = common.base()
+  """Returns the run's config; `cpu` shrinks the generator."""
+  c = common.amazon2014(arg)
   c.tokenizer = dict(
     name="residual_kmeans",
     codebook_sizes=(256, 256, 256),
