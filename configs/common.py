@@ -60,10 +60,10 @@ def amazon2014(arg: str) -> config_dict.ConfigDict:
   if arg == "cpu":
     c.task.max_history = 8
     c.model.update(
-      dtype="float32", num_heads=4, head_dim=32, mlp_dim=256,
+      dtype="float32", emb_dim=64, num_heads=4, head_dim=16, mlp_dim=256,
       num_encoder_layers=2, num_decoder_layers=2,
     )  # fmt: skip
-    c.training.update(batch_size=256, num_steps=6_000, eval_every_steps=1_000)
-    c.optimizer.learning_rate = 2e-3
+    c.training.update(batch_size=256, num_steps=4_000, eval_every_steps=500)
+    c.optimizer.learning_rate = 3e-3
     c.validation.num_users = 4_000
   return c
