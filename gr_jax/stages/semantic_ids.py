@@ -47,7 +47,8 @@ def fit_tokenizer(
   state, report = config.tokenizer.fit(jnp.asarray(table.vectors), key=key)
   for alarm in report.alarms:
     logging.warning("tokenizer: %s", alarm)
-  codes = base.encode_in_chunks(config.tokenizer, state, table.vectors)
+  # Not `encode` again: a balanced fit gives its items codes of their own.
+  codes = report.codes
   saved = workdir.save(
     "tokenizer",
     section,
