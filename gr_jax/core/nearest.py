@@ -46,10 +46,8 @@ def squared_distances(
   Returns:
     Non-negative float32 [N, K]. The whole matrix: use `nearest` for large N.
   """
-  x, codebook = jnp.asarray(x), jnp.asarray(codebook)
-  shift = _shift(codebook)
-  shift = shift if centered else jnp.zeros_like(shift)
-  return jnp.maximum(_distances(x, codebook, shift), 0.0)
+  x, codebook = _operands(jnp.asarray(x), jnp.asarray(codebook), centered)
+  return _distances(x, _scores(x, codebook))
 
 
 def nearest(
@@ -57,6 +55,7 @@ def nearest(
   codebook: Float[Array | np.ndarray, "K D"],
   *,
   chunk_size: int | None = None,
+  centered: bool = True,
 ) -> Nearest:
   """Finds the nearest code of every row and the squared distance to it.
 
@@ -65,6 +64,8 @@ def nearest(
     codebook: Codes.
     chunk_size: Rows whose [chunk_size, K] distances are held at once; by
       default as many as make 16 MB.
+    centered: As for `squared_distances`. The shift costs two small kernels,
+      which training on latents around zero can spare.
 
   Returns:
     Codes (ties to the lowest) and squared distances.
@@ -73,13 +74,14 @@ def nearest(
   if chunk_size is None:
     chunk_size = max(8, _BLOCK_ELEMENTS // num_codes)
   x, codebook = jnp.asarray(x), jnp.asarray(codebook)
-  shift = _shift(codebook)
 
   def block(rows: jax.Array) -> Nearest:
-    distances = _distances(rows, codebook, shift)  # [chunk, K]
+    rows, codes = _operands(rows, codebook, centered)
+    scores = _scores(rows, codes)  # [chunk, K]
+    best = jnp.min(scores, axis=-1, keepdims=True)  # [chunk, 1]
     return Nearest(
-      codes=jnp.argmin(distances, axis=-1).astype(jnp.int32),  # [chunk]
-      squared_distance=jnp.maximum(jnp.min(distances, axis=-1), 0.0),
+      codes=jnp.argmin(scores, axis=-1).astype(jnp.int32),  # [chunk]
+      squared_distance=_distances(rows, best)[:, 0],
     )
 
   if num_rows <= chunk_size:
@@ -110,6 +112,7 @@ def nearest_code(
   codebook: Float[Array | np.ndarray, "K D"],
   *,
   chunk_size: int | None = None,
+  centered: bool = True,
 ) -> Int32[Array, " N"]:
   """Finds the nearest code of every row; see `nearest`.
 
@@ -117,23 +120,31 @@ def nearest_code(
   >>> nearest_code(jnp.array([[0.0], [9.0]]), jnp.array([[1.0], [8.0]]))
   Array([0, 1], dtype=int32)
   """
-  return nearest(x, codebook, chunk_size=chunk_size).codes
+  return nearest(x, codebook, chunk_size=chunk_size, centered=centered).codes
 
 
-def _shift(codebook: jax.Array) -> jax.Array:
-  """The mean code, [D]."""
-  return jnp.mean(codebook.astype(jnp.float32), axis=0)
+def _operands(
+  x: jax.Array, codebook: jax.Array, centered: bool
+) -> tuple[jax.Array, jax.Array]:
+  """Both sides in float32, shifted by the codebook's mean if wanted."""
+  x, codebook = x.astype(jnp.float32), codebook.astype(jnp.float32)
+  if not centered:
+    return x, codebook
+  shift = jnp.mean(codebook, axis=0, keepdims=True)  # [1, D]
+  return x - shift, codebook - shift
 
 
-def _distances(
-  x: jax.Array, codebook: jax.Array, shift: jax.Array
-) -> jax.Array:
-  """Shifted squared distances [N, K]; rounding may leave them below zero."""
-  x = x.astype(jnp.float32) - shift[None, :]
-  codebook = codebook.astype(jnp.float32) - shift[None, :]
+def _scores(x: jax.Array, codebook: jax.Array) -> jax.Array:
+  """|e|^2 - 2 x.e, [N, K]: what decides the argmin.
+
+  |x|^2 is the same for all codes of a row and must not round away the
+  difference between them.
+  """
   dots = jnp.matmul(x, codebook.T, precision=lax.Precision.HIGHEST)  # [N, K]
-  row_norms = jnp.sum(jnp.square(x), axis=-1)  # [N]
-  code_norms = jnp.sum(jnp.square(codebook), axis=-1)  # [K]
-  # |e|^2 - 2 x.e first: |x|^2 is the same for all codes of a row and must not
-  # round away the difference that decides the argmin.
-  return row_norms[:, None] + (code_norms[None, :] - 2.0 * dots)
+  return jnp.sum(jnp.square(codebook), axis=-1)[None, :] - 2.0 * dots
+
+
+def _distances(x: jax.Array, scores: jax.Array) -> jax.Array:
+  """Adds |x|^2 to scores; rounding must not leave a distance below zero."""
+  norms = jnp.sum(jnp.square(x), axis=-1)[:, None]  # [N, 1]
+  return jnp.maximum(norms + scores, 0.0)

@@ -111,7 +111,8 @@ class ResidualQuantizer(nn.Module):
         epsilon=self.sinkhorn_epsilon,
         num_iters=self.sinkhorn_iters,
       )
-    return nearest.nearest_code(residual, codebook)
+    # Latents lie around zero, so the shift against cancellation is spared.
+    return nearest.nearest_code(residual, codebook, centered=False)
 
   def codes(self, z: Float[Array, "B C"]) -> Int32[Array, "B L"]:
     """Returns the nearest codes, level by level: what `encode` returns."""

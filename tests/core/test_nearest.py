@@ -54,6 +54,19 @@ def test_data_far_from_the_origin_keeps_its_codes():
   )
 
 
+def test_without_the_shift_whole_numbers_are_exact():
+  rng = np.random.default_rng(0)
+  x = rng.integers(0, 50, size=(60, 7)).astype(np.float32)
+  codebook = rng.integers(0, 50, size=(11, 7)).astype(np.float32)
+  exact = np.square(x[:, None, :] - codebook[None, :, :]).sum(-1)
+  np.testing.assert_array_equal(
+    nearest.squared_distances(x, codebook, centered=False), exact
+  )
+  found = nearest.nearest(x, codebook, centered=False, chunk_size=16)
+  np.testing.assert_array_equal(found.codes, exact.argmin(-1))
+  np.testing.assert_array_equal(found.squared_distance, exact.min(-1))
+
+
 def test_bfloat16_rows_are_measured_in_float32(key):
   x = jax.random.normal(key, (5, 3)).astype(jnp.bfloat16)
   distances = nearest.squared_distances(x, x)
