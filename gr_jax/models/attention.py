@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gr_jax.core import lookup
 from gr_jax.models import config as config_lib
+from gr_jax.models import dropout as dropout_lib
 from gr_jax.models import layers
 
 # Finite on purpose: a row of padding, which no result depends on, stays a
@@ -145,7 +146,7 @@ class Attention(nn.Module):
     *,
     mask: Bool[Array, "#B #Q S"] | Bool[np.ndarray, "#B #Q S"] | None = None,
     bias: Float[Array, "A Q S"] | None = None,
-    rate: layers.Rate | None = None,
+    dropout: dropout_lib.Dropout | None = None,
   ) -> Float[Array, "B Q E"]:
     """Attends from x to memory (x itself in self-attention).
 
@@ -154,16 +155,22 @@ class Attention(nn.Module):
       memory: Where keys and values come from.
       mask: True where a query may see a key; None when it sees all.
       bias: Added to the logits.
-      rate: Dropout rate of the attention weights; None for none.
+      dropout: Drops attention weights, at one site.
 
     Returns:
       The heads' outputs through `out`, in the config's dtype.
     """
     query = self._split(self.query(x))  # [B, Q, A, Dh]
     memory = self.project(memory)
-    weights = _weights(query, memory.key, mask=mask, bias=bias)  # [B, A, Q, S]
-    weights = self._drop(weights, rate)
-    heads = jnp.einsum("baqs,bsad->bqad", weights, memory.value)
+    weights = _weights(query, memory.key, mask=mask, bias=bias)
+    value = memory.value
+    if dropout is not None and dropout.shared:
+      # One mask for all queries: scaling V's rows is the same, and smaller.
+      scale = dropout.scale(0, (*value.shape[:3], 1), value.dtype)
+      value = value * jnp.broadcast_to(scale, value.shape)
+    elif dropout is not None:
+      weights = weights * dropout.scale(0, weights.shape, weights.dtype)
+    heads = jnp.einsum("baqs,bsad->bqad", weights, value)
     return self.out(self._join(heads))
 
   def project(self, memory: Float[Array, "B S E"]) -> KeysValues:
@@ -240,17 +247,6 @@ class Attention(nn.Module):
 
   def _join(self, x):
     return x.reshape(*x.shape[:-2], self.config.joined_dim)
-
-  def _drop(self, weights, rate):
-    if layers.is_off(rate):
-      return weights
-    shape = list(weights.shape)
-    if self.config.dropout_shared:
-      shape[2] = 1  # one mask for all queries
-    scale = layers.dropout_scale(
-      self.make_rng("dropout"), tuple(shape), rate, weights.dtype
-    )
-    return weights * jnp.broadcast_to(scale, weights.shape)
 
 
 def empty_cache(

@@ -60,8 +60,6 @@ class T5Config:
 
   def __post_init__(self):
     """Refuses values no network can have."""
-    # Config files hold lists; a static jit argument must hash.
-    object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
     checks.check_known(self.dtype, DTYPES, "dtype")
     for name in self.mlp_activations:
       checks.check_known(name, ACTIVATIONS, "activation")

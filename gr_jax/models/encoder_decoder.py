@@ -18,9 +18,15 @@ from jaxtyping import Array, Bool, Float, Int
 from gr_jax.core import checks
 from gr_jax.models import attention, layers
 from gr_jax.models import config as config_lib
+from gr_jax.models import dropout as dropout_lib
+from gr_jax.models.dropout import drop, sites
 
 Mask = Bool[Array, "..."] | Bool[np.ndarray, "..."]
 Cache = tuple[attention.KeysValues, ...]
+
+# Places where a layer drops: attention weights, MLP, each sublayer's output.
+ENCODER_LAYER_SITES = 4
+DECODER_LAYER_SITES = 6
 
 
 @struct.dataclass
@@ -50,14 +56,14 @@ class EncoderLayer(nn.Module):
     *,
     mask: Mask,
     bias: Float[Array, "A S S"],
-    rate: layers.Rate | None,
+    dropout: dropout_lib.Dropout | None,
   ) -> Float[Array, "B S E"]:
-    """Returns the layer's output; `rate` is dropout's, None for none."""
+    """Returns the layer's output, dropping at ENCODER_LAYER_SITES sites."""
     y = self.pre_attention_layer_norm(x)
-    y = self.attention(y, y, mask=mask, bias=bias, rate=rate)
-    x = x + layers.dropout(self, y, rate)
-    y = self.mlp(self.pre_mlp_layer_norm(x), rate)
-    return x + layers.dropout(self, y, rate)
+    y = self.attention(y, y, mask=mask, bias=bias, dropout=sites(dropout, 0, 1))
+    x = x + drop(dropout, 1, y)
+    y = self.mlp(self.pre_mlp_layer_norm(x), sites(dropout, 2, 1))
+    return x + drop(dropout, 3, y)
 
 
 class DecoderLayer(nn.Module):
@@ -83,17 +89,21 @@ class DecoderLayer(nn.Module):
     mask: Mask,
     bias: Float[Array, "A T T"],
     cross_mask: Mask,
-    rate: layers.Rate | None,
+    dropout: dropout_lib.Dropout | None,
   ) -> Float[Array, "B T E"]:
-    """Returns the layer's output for all positions at once."""
+    """Returns the layer's output, dropping at DECODER_LAYER_SITES sites."""
     y = self.pre_self_attention_layer_norm(x)
-    y = self.self_attention(y, y, mask=mask, bias=bias, rate=rate)
-    x = x + layers.dropout(self, y, rate)
+    y = self.self_attention(
+      y, y, mask=mask, bias=bias, dropout=sites(dropout, 0, 1)
+    )
+    x = x + drop(dropout, 1, y)
     y = self.pre_cross_attention_layer_norm(x)
-    y = self.encoder_decoder_attention(y, encoded, mask=cross_mask, rate=rate)
-    x = x + layers.dropout(self, y, rate)
-    y = self.mlp(self.pre_mlp_layer_norm(x), rate)
-    return x + layers.dropout(self, y, rate)
+    y = self.encoder_decoder_attention(
+      y, encoded, mask=cross_mask, dropout=sites(dropout, 2, 1)
+    )
+    x = x + drop(dropout, 3, y)
+    y = self.mlp(self.pre_mlp_layer_norm(x), sites(dropout, 4, 1))
+    return x + drop(dropout, 5, y)
 
   def step(
     self,
@@ -131,16 +141,18 @@ class Encoder(nn.Module):
     x: Float[Array, "B S E"],
     *,
     mask: Mask,
-    rate: layers.Rate | None,
+    dropout: dropout_lib.Dropout | None,
   ) -> Float[Array, "B S E"]:
     """Returns the encoded inputs."""
     positions = range(x.shape[1])
     bias = self.relpos_bias(positions, positions)
-    x = layers.dropout(self, x, rate)
-    for layer in self.layers:
-      x = layer(x, mask=mask, bias=bias, rate=rate)
+    x = drop(dropout, 0, x)
+    for index, layer in enumerate(self.layers):
+      first = 2 + ENCODER_LAYER_SITES * index
+      part = sites(dropout, first, ENCODER_LAYER_SITES)
+      x = layer(x, mask=mask, bias=bias, dropout=part)
     # The one place where T5X draws a mask per element.
-    return layers.dropout(self, self.encoder_norm(x), rate, shared=False)
+    return drop(dropout, 1, self.encoder_norm(x), shared=False)
 
 
 class Decoder(nn.Module):
@@ -166,17 +178,19 @@ class Decoder(nn.Module):
     *,
     mask: Mask,
     cross_mask: Mask,
-    rate: layers.Rate | None,
+    dropout: dropout_lib.Dropout | None,
   ) -> Float[Array, "B T E"]:
     """Returns the last hidden states, before the head."""
     positions = range(x.shape[1])
     bias = self.relpos_bias(positions, positions)
-    x = layers.dropout(self, x, rate)
-    for layer in self.layers:
+    x = drop(dropout, 0, x)
+    for index, layer in enumerate(self.layers):
+      first = 2 + DECODER_LAYER_SITES * index
+      part = sites(dropout, first, DECODER_LAYER_SITES)
       x = layer(
-        x, encoded, mask=mask, bias=bias, cross_mask=cross_mask, rate=rate
+        x, encoded, mask=mask, bias=bias, cross_mask=cross_mask, dropout=part
       )
-    return layers.dropout(self, self.decoder_norm(x), rate)
+    return drop(dropout, 1, self.decoder_norm(x))
 
   def start(
     self, encoded: Float[Array, "B S E"]
@@ -242,10 +256,10 @@ class EncoderDecoder(nn.Module):
   def __call__(
     self,
     inputs: Int[Array, "B S"],
-    decoder_inputs: Int[Array, "B T"],
+    decoder_inputs: Int[Array, "_ T"],
     *,
     deterministic: bool = True,
-    dropout_rate: layers.Rate | None = None,
+    dropout_rate: dropout_lib.Rate | None = None,
     input_segment_ids: Int[Array, "B S"] | None = None,
     decoder_segment_ids: Int[Array, "B T"] | None = None,
   ) -> Float[Array, "B T V"]:
@@ -272,8 +286,8 @@ class EncoderDecoder(nn.Module):
       raise checks.InputError(
         "Give input_segment_ids and decoder_segment_ids together, or neither."
       )
-    rate = self._rate(deterministic, dropout_rate)
-    encoded = self._encode(inputs, input_segment_ids, rate)
+    dropout = self._start_dropout(deterministic, dropout_rate)
+    encoded = self._encode(inputs, input_segment_ids, dropout)
     mask = attention.causal_mask(decoder_inputs.shape[1])
     cross_mask = attention.padding_mask(inputs)
     if decoder_segment_ids is not None:
@@ -284,7 +298,8 @@ class EncoderDecoder(nn.Module):
         decoder_segment_ids, input_segment_ids
       )
     x = self.token_embedder(decoder_inputs)
-    x = self.decoder(x, encoded, mask=mask, cross_mask=cross_mask, rate=rate)
+    part = sites(dropout, self._encoder_sites, self._decoder_sites)
+    x = self.decoder(x, encoded, mask=mask, cross_mask=cross_mask, dropout=part)
     return self._logits(x)
 
   def encode(
@@ -292,12 +307,12 @@ class EncoderDecoder(nn.Module):
     inputs: Int[Array, "B S"],
     *,
     deterministic: bool = True,
-    dropout_rate: layers.Rate | None = None,
+    dropout_rate: dropout_lib.Rate | None = None,
     input_segment_ids: Int[Array, "B S"] | None = None,
   ) -> Float[Array, "B S E"]:
     """Returns the encoded inputs; values at padding carry no meaning."""
-    rate = self._rate(deterministic, dropout_rate)
-    return self._encode(inputs, input_segment_ids, rate)
+    dropout = self._start_dropout(deterministic, dropout_rate)
+    return self._encode(inputs, input_segment_ids, dropout)
 
   def score(
     self, inputs: Int[Array, "B S"], targets: Int[Array, "B T"]
@@ -354,16 +369,30 @@ class EncoderDecoder(nn.Module):
     x, cache = self.decoder.step(x, cache, context, level=level)
     return self._logits(x), cache
 
-  def _rate(self, deterministic, dropout_rate):
+  @property
+  def _encoder_sites(self):
+    return 2 + ENCODER_LAYER_SITES * self.config.num_encoder_layers
+
+  @property
+  def _decoder_sites(self):
+    return 2 + DECODER_LAYER_SITES * self.config.num_decoder_layers
+
+  def _start_dropout(self, deterministic, rate):
     if deterministic:
       return None
-    return self.config.dropout_rate if dropout_rate is None else dropout_rate
+    return dropout_lib.start(
+      self.make_rng("dropout"),
+      rate=self.config.dropout_rate if rate is None else rate,
+      num_sites=self._encoder_sites + self._decoder_sites,
+      shared=self.config.dropout_shared,
+    )
 
-  def _encode(self, inputs, segment_ids, rate):
+  def _encode(self, inputs, segment_ids, dropout):
     mask = attention.padding_mask(inputs)
     if segment_ids is not None:
       mask = mask & attention.segment_mask(segment_ids, segment_ids)
-    return self.encoder(self.token_embedder(inputs), mask=mask, rate=rate)
+    part = sites(dropout, 0, self._encoder_sites)
+    return self.encoder(self.token_embedder(inputs), mask=mask, dropout=part)
 
   def _logits(self, x):
     if self.config.logits_via_embedding:

@@ -14,10 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from gr_jax.core import lookup
 from gr_jax.models import config as config_lib
-
-# A dropout rate: a number, or a traced scalar so that one compiled program
-# can train replicas of different rates.
-Rate = float | Float[Array, ""]
+from gr_jax.models import dropout as dropout_lib
 
 
 class Dense(nn.Module):
@@ -121,9 +118,11 @@ class MLP(nn.Module):
     )
 
   def __call__(
-    self, x: Float[Array, "B S E"], rate: Rate | None = None
+    self,
+    x: Float[Array, "B S E"],
+    dropout: dropout_lib.Dropout | None = None,
   ) -> Float[Array, "B S E"]:
-    """Applies the block; `rate` is dropout's, None for none."""
+    """Applies the block, dropping at one site."""
     cfg = self.config
     first = config_lib.activation(cfg.mlp_activations[0])
     if len(cfg.mlp_activations) == 2:
@@ -131,52 +130,4 @@ class MLP(nn.Module):
       hidden = first(self.wi_0(x)) * second(self.wi_1(x))  # [B, S, M]
     else:
       hidden = first(self.wi(x))  # [B, S, M]
-    return self.wo(dropout(self, hidden, rate))
-
-
-def dropout(
-  module: nn.Module,
-  x: Float[Array, "B S F"],
-  rate: Rate | None,
-  *,
-  shared: bool | None = None,
-) -> Float[Array, "B S F"]:
-  """Zeroes a share `rate` of x and scales the rest by 1 / (1 - rate).
-
-  Args:
-    module: Draws from its "dropout" stream; its config says whether one mask
-      serves all positions.
-    x: Activations.
-    rate: Share to zero; None (or the number 0) returns x.
-    shared: Overrides the config's `dropout_shared`.
-
-  Returns:
-    An array like x.
-  """
-  if is_off(rate):
-    return x
-  if shared is None:
-    shared = module.config.dropout_shared
-  shape = (x.shape[0], 1, x.shape[2]) if shared else x.shape
-  scale = dropout_scale(module.make_rng("dropout"), shape, rate, x.dtype)
-  return x * jnp.broadcast_to(scale, x.shape)
-
-
-def is_off(rate: Rate | None) -> bool:
-  """Whether dropout is off by a static choice (a traced 0 is not static)."""
-  return rate is None or (isinstance(rate, float) and rate == 0.0)
-
-
-def dropout_scale(
-  key: jax.Array, shape: tuple[int, ...], rate: Rate, dtype: jnp.dtype
-) -> Float[Array, "..."]:
-  """Draws 0 with probability `rate`, else 1 / (1 - rate).
-
-  16 random bits an element, half of what a uniform float takes: the rate is
-  met to 2^-17.
-  """
-  bits = jax.random.bits(key, shape, jnp.uint16)
-  rate = jnp.asarray(rate, jnp.float32)
-  threshold = jnp.round(rate * 65536).astype(jnp.int32)
-  keep = bits.astype(jnp.int32) >= threshold
-  return jnp.where(keep, 1.0 / (1.0 - rate), 0.0).astype(dtype)
+    return self.wo(dropout_lib.drop(dropout, 0, hidden))

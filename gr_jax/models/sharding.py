@@ -46,10 +46,7 @@ def logical_axes(params: Any) -> Any:
 
   def axes(path, leaf):
     names = tuple(entry.key for entry in path)
-    if names[-1] == "scale":
-      found = ("embed",)
-    else:
-      found = _AXES.get(names[-2:])
+    found = ("embed",) if names[-1] == "scale" else _AXES.get(names[-2:])
     if found is None or len(found) != len(leaf.shape):
       raise checks.InputError(
         f"Parameter {'/'.join(names)} {leaf.shape} is none of a generator's; "
