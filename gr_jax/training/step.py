@@ -101,10 +101,7 @@ def make_train_steps(
 
   def run(state, data, key):
     order_key = rng.stream(key, "order")
-    # Hardware random bits: dropout draws more numbers than anything else.
-    dropout_key = jax.random.key(
-      jax.random.bits(rng.stream(key, "dropout"), (), jnp.uint32), impl="rbg"
-    )
+    dropout_key = rng.stream(key, "dropout")
     num_examples = data.target_position.shape[0]
 
     def update(state, _):
