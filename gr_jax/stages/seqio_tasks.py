@@ -1,0 +1,151 @@
+"""A run's data as a seqio task, and what gin files ask of a run.
+
+Every function takes the folder of a run, so that a gin file names that folder
+once and types no size: lengths, vocabulary and network follow from what
+`launch.embed` and `launch.tokenize` wrote.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from typing import Any
+
+from gr_jax.core import artifact, checks
+from gr_jax.data import splits
+from gr_jax.decoding.trie import Trie
+from gr_jax.models.config import T5Config
+from gr_jax.stages import generator, prepare, semantic_ids
+from gr_jax.stages.config import RunConfig
+from gr_jax.stages.workdir import Workdir
+
+TASK_NAME = "next_item"
+_CACHE = "cached_tasks"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RegisteredTask:
+  """A run's seqio task and what a trainer needs beside it.
+
+  Attributes:
+    name: Of the task in seqio's registry.
+    vocabulary: A `seqio.Vocabulary`, of inputs and targets alike.
+    feature_lengths: The shortest `sequence_length` that trims nothing.
+    generator: The untrained network, the token layout and the trie.
+    cache_dir: Where `launch.cache_tasks` writes examples of exactly this
+      data, these IDs and these settings.
+  """
+
+  name: str
+  vocabulary: Any
+  feature_lengths: dict[str, int]
+  generator: generator.Generator
+  cache_dir: pathlib.Path
+
+  @property
+  def is_cached(self) -> bool:
+    """Whether the examples have been written."""
+    return (self.cache_dir / self.name).is_dir()
+
+
+def register(
+  config: RunConfig, workdir: Workdir, name: str = TASK_NAME
+) -> RegisteredTask:
+  """Adds a run's task to seqio, replacing one of the same name.
+
+  Splits are "train" (augmented as the run's config says), "validation" and
+  "test"; metrics are those of `seqio_metrics`, for beams that come best last.
+
+  Raises:
+    InputError: No semantic IDs yet, or seqio is not installed.
+  """
+  next_item, seqio_metrics, seqio_vocabulary = _seqio_files()
+  import seqio
+
+  stored = prepare.load_data(workdir)
+  sids, catalog = semantic_ids.load_sids(workdir)
+  made = generator.make_generator(config, catalog)
+  vocabulary = seqio_vocabulary.SidSeqioVocabulary(made.vocabulary)
+  if name in seqio.TaskRegistry.names():
+    seqio.TaskRegistry.remove(name)
+  metrics = seqio_metrics.ItemMetrics(catalog, made.vocabulary, best_last=True)
+  next_item.register_splits(
+    name,
+    interactions=stored.interactions,
+    split=splits.leave_one_out(stored.interactions),
+    catalog=catalog,
+    vocabulary=vocabulary,
+    max_history=config.task.max_history,
+    augmentation=config.task.augmentation,
+    **metrics.arguments(),
+  )
+  content = artifact.hash_config(
+    [stored.artifact.hash, sids.hash, dataclasses.asdict(config.task)]
+  )
+  cache_dir = workdir.root / _CACHE / content[:16]
+  registered = RegisteredTask(
+    name=name,
+    vocabulary=vocabulary,
+    feature_lengths={
+      "inputs": made.layout.input_length,
+      "targets": made.layout.target_length,
+    },
+    generator=made,
+    cache_dir=cache_dir,
+  )
+  if registered.is_cached:
+    seqio.add_global_cache_dirs([str(cache_dir)])
+  return registered
+
+
+def _seqio_files() -> tuple[Any, Any, Any]:
+  try:
+    from gr_jax.tasks import next_item, seqio_metrics, seqio_vocabulary
+  except ModuleNotFoundError as error:
+    raise checks.InputError(
+      f"seqio tasks need {error.name!r}; pip install seqio==0.0.20 "
+      "tensorflow==2.21.0 tensorflow-text==2.21.1."
+    ) from error
+  return next_item, seqio_metrics, seqio_vocabulary
+
+
+@functools.lru_cache(maxsize=8)
+def _registered(workdir: str, name: str) -> RegisteredTask:
+  run = Workdir(pathlib.Path(workdir))
+  return register(run.read_config(), run, name)
+
+
+def open_run(
+  workdir: str | os.PathLike[str], name: str = TASK_NAME
+) -> RegisteredTask:
+  """Registers the task of a run's folder, once a process.
+
+  Raises:
+    InputError: It holds no run, or one without semantic IDs.
+  """
+  return _registered(os.path.abspath(workdir), name)
+
+
+def task_name(workdir: str, name: str = TASK_NAME) -> str:
+  """Returns the name of the run's task, registered."""
+  return open_run(workdir, name).name
+
+
+def vocabulary(workdir: str, name: str = TASK_NAME) -> Any:
+  """Returns the run's `seqio.Vocabulary`."""
+  return open_run(workdir, name).vocabulary
+
+
+def feature_lengths(workdir: str, name: str = TASK_NAME) -> dict[str, int]:
+  """Returns the run's `sequence_length`."""
+  return dict(open_run(workdir, name).feature_lengths)
+
+
+def trie(workdir: str, name: str = TASK_NAME) -> Trie:
+  """Returns the trie of the run's semantic IDs."""
+  return open_run(workdir, name).generator.trie
+
+
+def network(workdir: str, name: str = TASK_NAME) -> T5Config:
+  """Returns the sizes of the run's network."""
+  return open_run(workdir, name).generator.model.config
