@@ -226,8 +226,9 @@ class FSQ(gradient_fit.GradientOptions):
     )
     if init is None:
       network = self.network(x.shape[1], training=False)
-      first = jax.jit(network.init)(rng.stream(key, "networks"), rows[:1])
-      params = first["params"]
+      params = gradient_fit.init_network(
+        network, rows[:1], key=rng.stream(key, "networks")
+      )
     else:
       params = jax.tree.map(jnp.array, init.params)  # a copy: it is donated
     outcome = gradient_fit.fit(self, params, (), rows, key=key, name="FSQ")

@@ -199,6 +199,28 @@ def abstract_trained(network: nn.Module, embedding_dim: int) -> TrainedState:
   )
 
 
+@functools.partial(jax.jit, static_argnames="network")
+def init_network(
+  network: nn.Module, x: Float[Array, "B D"], *, key: jax.Array
+) -> Params:
+  """Draws a network's parameters; compiled once per configuration."""
+  return network.init(key, x)["params"]
+
+
+@functools.partial(jax.jit, static_argnames=("network", "method"))
+def apply_network(
+  network: nn.Module, params: Params, x: Float[Array, "B D"], *, method: str
+) -> Any:
+  """Calls a method of a network; compiled once per configuration."""
+  return network.apply({"params": params}, x, method=method)
+
+
+@functools.partial(jax.jit, static_argnames=("program", "num_steps"))
+def init_optimizer(program: Program, params: Params, *, num_steps: int) -> Any:
+  """Returns the optimizer's first state; compiled once per configuration."""
+  return make_optimizer(program, num_steps).init(params)
+
+
 @functools.partial(jax.jit, static_argnames="tokenizer")
 def encode_with(
   tokenizer: Any, state: TrainedState, x: Float[Array | np.ndarray, "B D"]
@@ -384,11 +406,12 @@ def fit(
     InputError: The loss became NaN or infinite.
   """
   _, steps = num_steps(program, x.shape[0])
-  optimizer = make_optimizer(program, program.num_epochs * steps)
   state = FitState(
     step=jnp.int32(0),
     params=params,
-    opt_state=jax.jit(optimizer.init)(params),
+    opt_state=init_optimizer(
+      program, params, num_steps=program.num_epochs * steps
+    ),
     extra=extra,
   )
   key = rng.stream(key, "gradient_fit")

@@ -1,7 +1,6 @@
 """OPMQ: parallel experts, each with its own codebook, kept orthogonal."""
 
 import dataclasses
-import functools
 import time
 from typing import ClassVar, no_type_check
 
@@ -246,14 +245,16 @@ class OPMQ(codebook_training.CodebookOptions):
       key: Random key.
     """
     network = self.network(x.shape[1], training=False)
-    variables = jax.jit(network.init)(rng.stream(key, "networks"), x[:1])
+    params = gradient_fit.init_network(
+      network, x[:1], key=rng.stream(key, "networks")
+    )
     rows = kmeans.sample_rows(
       x,
       _INIT_ROWS_PER_CODE * max(self.codebook_sizes),
       rng.stream(key, "rows"),
     )
-    latents = jax.jit(functools.partial(network.apply, method="latents"))(
-      variables, rows
+    latents = gradient_fit.apply_network(
+      network, params, rows, method="latents"
     )
     codebook_key = rng.stream(key, "codebooks")
     codebooks = [
@@ -262,7 +263,7 @@ class OPMQ(codebook_training.CodebookOptions):
       )
       for i, size in enumerate(self.codebook_sizes)
     ]
-    return self.with_codebooks(variables["params"], codebooks)
+    return self.with_codebooks(params, codebooks)
 
   def fit(
     self,

@@ -1,7 +1,6 @@
 """The `rq_vae` tokenizer: options, revival and alarms, fit, encode, decode."""
 
 import dataclasses
-import functools
 import time
 from typing import Any, ClassVar
 
@@ -113,15 +112,16 @@ class RQVAE(codebook_training.CodebookOptions):
       key: Random key.
     """
     network = self.network(x.shape[1], training=False)
-    variables = jax.jit(network.init)(rng.stream(key, "networks"), x[:1])
-    params = variables["params"]
+    params = gradient_fit.init_network(
+      network, x[:1], key=rng.stream(key, "networks")
+    )
     rows = kmeans.sample_rows(
       x,
       _INIT_ROWS_PER_CODE * max(self.codebook_sizes),
       rng.stream(key, "rows"),
     )
-    latents = jax.jit(functools.partial(network.apply, method="latents"))(
-      variables, rows
+    latents = gradient_fit.apply_network(
+      network, params, rows, method="latents"
     )
     codebooks = codebook_init.init_codebooks(
       latents,
