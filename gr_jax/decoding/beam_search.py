@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from gr_jax.core.checks import InputError
-from gr_jax.decoding import constraint, scoring, selection
+from gr_jax.decoding import constraint, denial, scoring, selection
 from gr_jax.decoding import trie as trie_lib
 
 TokensToLogits = Callable[[jax.Array, Any, int], tuple[jax.Array, Any]]
@@ -44,6 +44,7 @@ def beam_search(
   batch_size: int,
   beam_width: int | Sequence[int],
   constrained: bool = True,
+  denied_items: jax.Array | None = None,
 ) -> BeamResult:
   """Decodes the best IDs of each request; pure, to be jitted by the caller.
 
@@ -61,6 +62,10 @@ def beam_search(
     beam_width: Beams kept; or one width a level, the last being W.
     constrained: Whether only IDs of the catalog are candidates. A free search
       keeps to each level's own codes but follows any of them.
+    denied_items: int32 [B, R], items that a request must not get, -1 filling
+      the rows; constrained search only. The result is that of a catalog
+      without them. Of an ID that several items share, the first item that is
+      not denied stands in `item_index`.
 
   Returns:
     BeamResult of width W. With W >= the number of distinct IDs it is the
@@ -73,6 +78,15 @@ def beam_search(
   scoring.check_layout(trie, vocabulary)
   requested = _requested_widths(beam_width, trie.num_levels)
   trie = jax.tree.map(jnp.asarray, trie)
+  denied_place = denied_node = None
+  if denied_items is not None:
+    if not constrained or denied_items.shape[0] != batch_size:
+      raise InputError(
+        "denied_items needs a constrained search and one row a request; got "
+        f"{constrained=}, {denied_items.shape[0]} rows, {batch_size=}."
+      )
+    denied_place = denial.positions(trie, denied_items)
+    denied_node = jnp.zeros_like(denied_place)
   score = jnp.zeros((batch_size, 1), jnp.float32)
   node = jnp.zeros((batch_size, 1), jnp.int32)
   tokens = jnp.zeros((batch_size, 1), jnp.int32)
@@ -82,9 +96,14 @@ def beam_search(
     logits, cache = tokens_to_logits(tokens, cache, l)
     scoring.check_logits(logits, *tokens.shape, vocabulary)
     logits = logits.astype(jnp.float32)
+    dead = None
+    if denied_place is not None:
+      dead, denied_node = denial.dead_children(
+        level, denied_node, denied_place, trie.num_items
+      )
     if constrained:
       step = _constrained_step(
-        trie, vocabulary, l, logits, score, node, done, requested[l]
+        trie, vocabulary, l, logits, score, node, done, dead, requested[l]
       )
     else:
       step = _free_step(
@@ -107,7 +126,7 @@ def beam_search(
     score = _drop_nan(
       score + (end if done is None else jnp.where(done, 0, end))
     )
-  return _result(trie, steps, score, node, requested[-1])
+  return _result(trie, steps, score, node, denied_place, requested[-1])
 
 
 @struct.dataclass
@@ -121,7 +140,7 @@ class _Step:
 
 
 def _constrained_step(
-  trie, vocabulary, l, logits, score, node, done, requested
+  trie, vocabulary, l, logits, score, node, done, dead, requested
 ):
   level = trie.levels[l]
   num_beams = score.shape[1]
@@ -131,9 +150,13 @@ def _constrained_step(
     family = constraint.children(level, node)
     gain = scoring.chosen_logits(trie, vocabulary, l, logits, family.code)
     exists = family.exists
+    if dead is not None:
+      exists = denial.alive_children(dead, family)
   else:
     gain = scoring.level_logits(trie, vocabulary, l, logits)
     exists = constraint.allowed(level, node)
+    if dead is not None:
+      exists = denial.alive_codes(dead, node, exists)
   gain = gain - log_norm[..., None]  # [B, W, M] or [B, W, K]
   if done is not None:
     gain = jnp.where(done[..., None], 0.0, gain)
@@ -183,7 +206,7 @@ def _free_step(trie, vocabulary, l, logits, score, node, done, requested):
   return _Step(parent, code, next_node, score)
 
 
-def _result(trie, steps, score, node, beam_width):
+def _result(trie, steps, score, node, denied_place, beam_width):
   """Ranks the beams, reads their IDs back along the parents, and pads."""
   place = selection.best_first(score)  # [B, W]
   score = jnp.take_along_axis(score, place, axis=1)
@@ -198,6 +221,8 @@ def _result(trie, steps, score, node, beam_width):
   valid = exists & (leaf >= 0)
   leaf = jnp.where(valid, leaf, -1)
   start, _ = constraint.leaf_item_range(trie, leaf)
+  if denied_place is not None and trie.leaf_start is not None:
+    start = denial.first_alive(denied_place, start)
   item_index = jnp.where(valid, trie.item_order[start], -1)
   codes = jnp.where(exists[..., None], codes, -1)
   short = beam_width - score.shape[1]
