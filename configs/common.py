@@ -10,7 +10,8 @@ def base() -> config_dict.ConfigDict:
   c.data = dict(name="folder", path="")
   c.embedding = dict(name="tfidf_svd", dim=256)
   c.tokenizer = dict(name="residual_kmeans", codebook_sizes=(256, 256, 256))
-  c.collisions = dict(name="extra_level", max_per_sid=256)
+  c.hourglass = dict(drop_level=0, remove_top_codes=0, remove_level=1)
+  c.collisions = dict(name="extra_level")
   c.task = dict(max_history=20, augmentation="prefixes", num_user_buckets=0)
   c.model = dict(
     dtype="bfloat16",

@@ -3,76 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jaxtyping import Int32
 
 from gr_jax.core import checks
-from gr_jax.sids import groups
+from gr_jax.sids import groups, reassign, resolution
+from gr_jax.sids.resolution import (
+  CollisionContext,
+  CollisionPolicy,
+  Resolution,
+  check_and_group,
+)
 
-
-@dataclasses.dataclass(frozen=True)
-class CollisionContext:
-  """What some policies need beyond the codes; each says which it reads.
-
-  Attributes:
-    last_level_distances: Takes item indices int [M] and returns the squared
-      distances float32 [M, K] of their last residuals to the last level's
-      codes. Called by chunk, so that no N x K array ever exists.
-    sparse_ids: Sparse IDs of the items, int32 [N] or [N, P].
-  """
-
-  last_level_distances: Callable[[np.ndarray], np.ndarray] | None = None
-  sparse_ids: np.ndarray | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Resolution:
-  """What a policy made of the codes.
-
-  Attributes:
-    codes: IDs by level; -1 where the input had -1 [N, L'].
-    codebook_sizes: Codes of each of the L' levels.
-    shares_ids: Whether several items still may hold one ID.
-    num_shared: Items that shared their codes before the policy ran.
-    largest_bucket: Items on the most crowded ID before the policy ran.
-    num_moved: Items whose tokenizer codes the policy changed.
-  """
-
-  codes: Int32[np.ndarray, "N L"]
-  codebook_sizes: tuple[int, ...]
-  shares_ids: bool
-  num_shared: int
-  largest_bucket: int
-  num_moved: int = 0
-
-
-class CollisionPolicy(Protocol):
-  """A frozen dataclass of options that resolves collisions."""
-
-  def resolve(
-    self,
-    codes: Int32[np.ndarray, "N L"],
-    codebook_sizes: Sequence[int],
-    *,
-    key: jax.Array,
-    context: CollisionContext | None = None,
-  ) -> Resolution:
-    """Returns IDs for all items, or refuses with counts.
-
-    Args:
-      codes: The tokenizer's codes; -1 where an ID skips a level.
-      codebook_sizes: Codes of each level.
-      key: Drives random choices; unused by deterministic policies.
-      context: Distances or sparse ids, for the policies that read them.
-
-    Raises:
-      InputError: The policy cannot place every item.
-    """
-    ...
+__all__ = [
+  "POLICIES",
+  "CollisionContext",
+  "CollisionPolicy",
+  "ExtraLevel",
+  "KeepShared",
+  "RandomItem",
+  "Resolution",
+  "SparseId",
+  "check_and_group",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +53,30 @@ class KeepShared:
       num_shared=found.num_shared,
       largest_bucket=found.largest,
     )
+
+  def append(
+    self,
+    ids: Int32[np.ndarray, "N L"],
+    id_sizes: Sequence[int],
+    codes: Int32[np.ndarray, "M L"],
+    *,
+    key: jax.Array | None = None,
+    context: CollisionContext | None = None,
+  ) -> Int32[np.ndarray, "M L"]:
+    """Returns the codes as they are; see `CollisionPolicy.append`."""
+    del ids, key, context
+    resolution.check_codes(codes, id_sizes)
+    return codes
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomItem(KeepShared):
+  """Policy `random_item`: IDs stay shared, an ID stands for one of its items.
+
+  Which one is drawn at random when the ID is decoded (GRID, arXiv:2507.22224);
+  metrics are expectations over that draw. The codes are those of `none`,
+  and catalogs of both are evaluated alike.
+  """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,32 +138,159 @@ class ExtraLevel:
       largest_bucket=found.largest,
     )
 
+  def append(
+    self,
+    ids: Int32[np.ndarray, "N L2"],
+    id_sizes: Sequence[int],
+    codes: Int32[np.ndarray, "M L"],
+    *,
+    key: jax.Array | None = None,
+    context: CollisionContext | None = None,
+  ) -> Int32[np.ndarray, "M L2"]:
+    """Goes on counting; see `CollisionPolicy.append`.
 
-def check_and_group(
-  codes: Int32[np.ndarray, "N L"], codebook_sizes: Sequence[int]
-) -> groups.Groups:
-  """Groups items by equal codes, refusing codes outside their codebook.
+    Raises:
+      InputError: The extra level, whose size the model knows, is too small.
+    """
+    del key, context
+    resolution.check_codes(codes, id_sizes[:-1])
+    # Old rows come first, so that new ones count on from them; an old item's
+    # number is its rank, for none was ever taken away.
+    together = np.concatenate([ids[:, :-1], codes])
+    found = groups.group_rows(together, id_sizes[:-1])
+    extra = found.rank[ids.shape[0] :].astype(np.int32)  # [M]
+    full = extra >= id_sizes[-1]
+    if full.any():
+      raise checks.InputError(
+        f"{full.sum()} of {codes.shape[0]} new items do not fit: up to "
+        f"{found.largest} items would share their codes, and the extra level "
+        f"has {id_sizes[-1]}. Tokenize and train again, with spare_codes of "
+        f"at least {found.largest - id_sizes[-1]} more."
+      )
+    return np.concatenate([codes, extra[:, None]], axis=1)
 
-  Raises:
-    InputError: No items, sizes that do not match, or a code out of range.
+
+@dataclasses.dataclass(frozen=True)
+class SparseId:
+  """Policy `sparse_id`: appends the item's own number as last tokens.
+
+  Every item gets a token, or a few, that no other item has, after the codes
+  that it may share (CAR, the policy's sparse ID). Without sparse IDs in the
+  context the number is the item's index, written in `num_tokens` digits.
+
+  Attributes:
+    num_tokens: Tokens that the number takes.
+    spare_items: Numbers kept free for appended items.
   """
-  if codes.shape[0] == 0 or codes.shape[1] != len(codebook_sizes):
-    raise checks.InputError(
-      f"Codes of shape {codes.shape} need at least one item and one size per "
-      f"level; got codebook_sizes {tuple(codebook_sizes)}."
+
+  num_tokens: int = 1
+  spare_items: int = 1024
+
+  def __post_init__(self):
+    """Refuses impossible options."""
+    if self.num_tokens < 1 or self.spare_items < 0:
+      raise checks.InputError(
+        "sparse_id needs num_tokens of at least 1 and spare_items of at "
+        f"least 0; got {self.num_tokens} and {self.spare_items}."
+      )
+
+  def resolve(
+    self,
+    codes: Int32[np.ndarray, "N L"],
+    codebook_sizes: Sequence[int],
+    *,
+    key: jax.Array | None = None,
+    context: CollisionContext | None = None,
+  ) -> Resolution:
+    """Appends every item's number; see `CollisionPolicy.resolve`.
+
+    Raises:
+      InputError: Sparse IDs that are negative or that two items share.
+    """
+    del key
+    found = check_and_group(codes, codebook_sizes)
+    num_items = codes.shape[0]
+    if context is not None and context.sparse_ids is not None:
+      sparse = _check_sparse(context.sparse_ids, num_items)
+      sizes = tuple(int(k) + 1 for k in sparse.max(axis=0))
+    else:
+      sizes = self._sizes(num_items + self.spare_items)
+      sparse = _digits(np.arange(num_items), sizes)
+    return Resolution(
+      codes=np.concatenate([codes, sparse], axis=1),
+      codebook_sizes=(*(int(k) for k in codebook_sizes), *sizes),
+      shares_ids=False,
+      num_shared=found.num_shared,
+      largest_bucket=found.largest,
     )
-  sizes = np.array(codebook_sizes, np.int64)
-  outside = (codes < -1) | (codes >= sizes[None])
-  if outside.any():
-    row, level = (int(i) for i in np.argwhere(outside)[0])
+
+  def append(
+    self,
+    ids: Int32[np.ndarray, "N L2"],
+    id_sizes: Sequence[int],
+    codes: Int32[np.ndarray, "M L"],
+    *,
+    key: jax.Array | None = None,
+    context: CollisionContext | None = None,
+  ) -> Int32[np.ndarray, "M L2"]:
+    """Numbers the new items on; see `CollisionPolicy.append`.
+
+    Raises:
+      InputError: All numbers are given away.
+    """
+    del key, context
+    num_levels = codes.shape[1]
+    resolution.check_codes(codes, id_sizes[:num_levels])
+    sizes = tuple(id_sizes[num_levels:])
+    room = int(np.prod(sizes, dtype=np.int64)) - ids.shape[0]
+    if codes.shape[0] > room:
+      raise checks.InputError(
+        f"{codes.shape[0] - room} of {codes.shape[0]} new items do not fit: "
+        f"the numbers of sparse_id end at {room + ids.shape[0]}. Tokenize and "
+        "train again with spare_items of at least "
+        f"{codes.shape[0] - room} more."
+      )
+    numbers = ids.shape[0] + np.arange(codes.shape[0])
+    return np.concatenate([codes, _digits(numbers, sizes)], axis=1)
+
+  def _sizes(self, num_numbers: int) -> tuple[int, ...]:
+    """Equal digits that count far enough."""
+    size = max(1, int(round(num_numbers ** (1 / self.num_tokens))))
+    while size**self.num_tokens < num_numbers:
+      size += 1
+    return (size,) * self.num_tokens
+
+
+def _digits(
+  numbers: np.ndarray, sizes: tuple[int, ...]
+) -> Int32[np.ndarray, "N P"]:
+  """Writes numbers in mixed radix, highest digit first."""
+  return np.stack(np.unravel_index(numbers, sizes), axis=1).astype(np.int32)
+
+
+def _check_sparse(
+  sparse_ids: np.ndarray, num_items: int
+) -> Int32[np.ndarray, "N P"]:
+  sparse = sparse_ids.reshape(num_items, -1).astype(np.int32)
+  if sparse.min() < 0:
     raise checks.InputError(
-      f"Code {codes[row, level]} of item index {row} at level {level} is "
-      f"outside its codebook of {codebook_sizes[level]}."
+      f"Sparse IDs must be 0 or more; got {int(sparse.min())}."
     )
-  return groups.group_rows(codes, codebook_sizes)
+  distinct = np.unique(sparse, axis=0).shape[0]
+  if distinct < num_items:
+    raise checks.InputError(
+      f"{num_items} items have {distinct} distinct sparse IDs; sparse_id "
+      "needs one of its own for each."
+    )
+  return sparse
 
 
 POLICIES = {
   "none": KeepShared,
   "extra_level": ExtraLevel,
+  "random_item": RandomItem,
+  "sparse_id": SparseId,
+  "knn": reassign.NextNearest,
+  "random_last_level": reassign.RandomLastLevel,
+  "sinkhorn": reassign.Sinkhorn,
 }

@@ -150,6 +150,57 @@ class SidCatalog:
     """Inverts `from_levels`: codes by level with gaps, and level sizes."""
     return unpack_levels(self.codes, self.codebook_sizes, self.level_starts)
 
+  def semantic_codes(
+    self, codes: Int32[np.ndarray, "*batch L"]
+  ) -> Int32[np.ndarray, "*batch L2"]:
+    """Returns the tokenizer's part of IDs, by level, -1 where it is left out.
+
+    Args:
+      codes: IDs of this catalog's layout, as rows of `codes` are.
+    """
+    level_codes, _ = unpack_levels(
+      codes.reshape(-1, self.num_levels), self.codebook_sizes, self.level_starts
+    )
+    level_codes = level_codes[:, : self.num_semantic_levels]
+    return level_codes.reshape(*codes.shape[:-1], self.num_semantic_levels)
+
+  def append(
+    self,
+    item_ids: Sequence[str],
+    level_codes: Int32[np.ndarray, "M L"],
+  ) -> SidCatalog:
+    """Returns the catalog with new items after its own; no ID changes.
+
+    Args:
+      item_ids: The new items.
+      level_codes: Their IDs by level, as for `from_levels`.
+
+    Raises:
+      InputError: As the class; or the new IDs need another token layout than
+        a model of this catalog has.
+    """
+    old, sizes = self.level_codes()
+    together = np.concatenate([old, level_codes])
+    found = groups.group_rows(together, sizes)
+    grown = SidCatalog.from_levels(
+      (*self.item_ids, *item_ids),
+      together,
+      sizes,
+      num_semantic_levels=self.num_semantic_levels,
+      hierarchical=self.hierarchical,
+      shares_ids=self.shares_ids or found.largest > 1,
+    )
+    same = (
+      grown.codebook_sizes == self.codebook_sizes
+      and grown.level_starts == self.level_starts
+    )
+    if not same:
+      raise checks.InputError(
+        f"The {len(item_ids)} new items need IDs of a length that no known "
+        "item has, which the model cannot write; tokenize and train again."
+      )
+    return grown
+
   def to_arrays(self) -> dict[str, np.ndarray]:
     """Returns the catalog as arrays for an artifact, codes in few bytes."""
     dtype = np.min_scalar_type(max(self.codebook_sizes) - 1)

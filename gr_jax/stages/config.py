@@ -9,6 +9,7 @@ from gr_jax.core import artifact, checks
 from gr_jax.evaluation import metrics
 from gr_jax.models.config import T5Config
 from gr_jax.sids import collisions
+from gr_jax.sids.hourglass import Hourglass
 from gr_jax.stages.build import build, construct
 from gr_jax.training.loop import TrainingConfig
 from gr_jax.training.optimizer import OptimizerConfig
@@ -102,8 +103,8 @@ class MeshConfig:
 
 
 SECTIONS = (
-  "data", "embedding", "tokenizer", "collisions", "task", "model", "training",
-  "optimizer", "validation", "decoding", "evaluation", "mesh",
+  "data", "embedding", "tokenizer", "hourglass", "collisions", "task", "model",
+  "training", "optimizer", "validation", "decoding", "evaluation", "mesh",
 )  # fmt: skip
 
 
@@ -118,6 +119,7 @@ class RunConfig:
   data: Any
   embedding: Any
   tokenizer: Any
+  hourglass: Hourglass
   collisions: Any
   task: TaskConfig
   model: Mapping[str, Any]  # T5Config's fields but the vocabulary size
@@ -156,6 +158,7 @@ class RunConfig:
       tokenizer=build(
         tokenizers.TOKENIZERS, sections["tokenizer"], "tokenizer"
       ),
+      hourglass=construct(Hourglass, sections["hourglass"], "hourglass"),
       collisions=build(
         collisions.POLICIES, sections["collisions"], "collisions"
       ),

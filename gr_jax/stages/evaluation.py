@@ -27,8 +27,11 @@ def predict_test(
   sids: artifact.Artifact,
   catalog: SidCatalog,
   examples: splits.Examples,
-) -> Predictions:
+) -> dict[str, Predictions]:
   """Decodes the test users, unless done before, and stores the lists.
+
+  Returns:
+    The lists of each of the report's forms.
 
   Raises:
     InputError: No trained generator yet, or one of another catalog.
@@ -40,25 +43,42 @@ def predict_test(
   parents = {"generator": saved}
   kept = workdir.matching("predictions", section, parents)
   if kept is not None:
-    return Predictions(**kept.arrays)
+    return {
+      form: Predictions(**artifact.group(kept.arrays, form))
+      for form in report.FORMS
+    }
   generator = generator_stage.make_generator(config, catalog)
-  predictions = evaluator.predict(
-    evaluator.make_recommend_fn(
-      generator.model,
-      generator.vocabulary,
-      generator.trie,
-      beam_width=config.decoding.beam_width,
-      constrained=config.decoding.constrained,
-    ),
-    generator_stage.load_params(saved),
-    windows.training_data(
-      stored.interactions, catalog, generator.vocabulary, examples
-    ),
-    generator.layout,
-    batch_size=config.evaluation.batch_size,
-    mesh=generator_stage.make_mesh(config),
+  recommend = evaluator.make_recommend_fn(
+    generator.model,
+    generator.vocabulary,
+    generator.trie,
+    beam_width=config.decoding.beam_width,
   )
-  workdir.save("predictions", section, vars(predictions), parents)
+  denied = {
+    report.NOTHING_REMOVED: None,
+    report.HISTORY_REMOVED: evaluator.histories(stored.interactions, examples),
+  }
+  params = generator_stage.load_params(saved)
+  data = windows.training_data(
+    stored.interactions, catalog, generator.vocabulary, examples
+  )
+  predictions = {
+    form: evaluator.predict(
+      recommend,
+      params,
+      data,
+      generator.layout,
+      batch_size=config.evaluation.batch_size,
+      mesh=generator_stage.make_mesh(config),
+      denied_items=items,
+      description=f"decoding, {form.replace('_', ' ')}",
+    )
+    for form, items in denied.items()
+  }
+  arrays = {}
+  for form, lists in predictions.items():
+    arrays |= artifact.prefixed(vars(lists), form)
+  workdir.save("predictions", section, arrays, parents)
   return predictions
 
 
@@ -70,12 +90,11 @@ def generator_metrics(
 ) -> dict[str, dict[str, float]]:
   """Returns item-level and SID-level metrics of each population."""
   width = predictions.item_index.shape[1]
-  semantic = catalog.num_semantic_levels
   item_ranks = metrics.target_ranks(predictions.item_index, targets)
   sid_ranks = metrics.sid_ranks(
-    predictions.codes[..., :semantic],
+    catalog.semantic_codes(predictions.codes),
     predictions.returned,
-    catalog.codes[targets, :semantic],
+    catalog.semantic_codes(catalog.codes[targets]),
   )
   invalid = metrics.invalid_rate(predictions.item_index, predictions.returned)
   results = {}
@@ -142,14 +161,11 @@ def measure(config: RunConfig, workdir: Workdir) -> report.Rows:
   if later is not None:
     populations |= {report.LATER_DAY: later, report.SAME_DAY: ~later}
   targets = evaluator.targets(stored.interactions, examples)
-  histories = evaluator.histories(stored.interactions, examples)
   predictions = predict_test(config, workdir, stored, sids, catalog, examples)
   rows = {
     report.GENERATOR: {
       form: generator_metrics(lists, catalog, targets, populations)
-      for form, lists in zip(
-        report.FORMS, (predictions, predictions.without(histories)), strict=True
-      )
+      for form, lists in predictions.items()
     }
   }
   width = config.decoding.beam_width

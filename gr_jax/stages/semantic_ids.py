@@ -11,11 +11,13 @@ from jaxtyping import Int32
 
 from gr_jax.core import artifact, rng
 from gr_jax.embeddings.table import EmbeddingTable
+from gr_jax.sids import hourglass
+from gr_jax.sids.resolution import CollisionContext
 from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.stages import prepare
 from gr_jax.stages.config import RunConfig
 from gr_jax.stages.workdir import Workdir
-from gr_jax.tokenizers import base
+from gr_jax.tokenizers import base, last_level
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,21 +105,27 @@ def make_sids(
   Raises:
     InputError: The policy cannot place every item.
   """
-  section = config.sections["collisions"] | {"seed": config.seed}
+  section = sids_section(config)
   parents = {"tokenizer": tokenizer.artifact}
   kept = workdir.matching("sids", section, parents)
   if kept is not None:
     return kept, SidCatalog.from_arrays(kept.arrays)
+  tokenizer_sizes = config.tokenizer.codebook_sizes
+  removed = config.hourglass.removed_codes(tokenizer.codes, tokenizer_sizes)
+  codes, sizes = config.hourglass.apply(
+    tokenizer.codes, tokenizer_sizes, removed
+  )
   resolution = config.collisions.resolve(
-    tokenizer.codes,
-    config.tokenizer.codebook_sizes,
+    codes,
+    sizes,
     key=rng.stream(jax.random.key(config.seed), "collisions"),
+    context=collision_context(config, tokenizer, table, tokenizer.codes),
   )
   catalog = SidCatalog.from_levels(
     table.item_ids,
     resolution.codes,
     resolution.codebook_sizes,
-    num_semantic_levels=len(config.tokenizer.codebook_sizes),
+    num_semantic_levels=len(sizes),
     hierarchical=config.tokenizer.hierarchical,
     shares_ids=resolution.shares_ids,
   )
@@ -125,15 +133,47 @@ def make_sids(
     "num_shared": resolution.num_shared,
     "largest_bucket": resolution.largest_bucket,
     "num_moved": resolution.num_moved,
+    "removed_codes": removed.tolist(),
+    "hourglass": hourglass.report(tokenizer.codes, tokenizer_sizes),
   }
   saved = workdir.save("sids", section, catalog.to_arrays(), parents, facts)
   logging.info(
-    "sids: %s codes a level, %d items shared codes, up to %d on one.",
+    "sids: %s codes a level, %d items shared codes, up to %d on one; %d moved.",
     " x ".join(map(str, catalog.codebook_sizes)),
     resolution.num_shared,
     resolution.largest_bucket,
+    resolution.num_moved,
   )
   return saved, catalog
+
+
+def sids_section(config: RunConfig) -> dict[str, Any]:
+  """The settings that decide the semantic IDs of given codes."""
+  return config.sections["collisions"] | {
+    "seed": config.seed,
+    "hourglass": config.sections["hourglass"],
+  }
+
+
+def collision_context(
+  config: RunConfig,
+  tokenizer: StoredTokenizer,
+  table: EmbeddingTable,
+  codes: Int32[np.ndarray, "N L"],
+) -> CollisionContext:
+  """Returns what policies may ask about the items of `table`.
+
+  Args:
+    config: The run's settings.
+    tokenizer: The fitted tokenizer.
+    table: The items.
+    codes: The tokenizer's codes of them, none left out.
+  """
+  return CollisionContext(
+    last_level_distances=lambda rows: last_level.distances(
+      config.tokenizer, tokenizer.state, table.vectors[rows], codes[rows]
+    )
+  )
 
 
 def load_sids(workdir: Workdir) -> tuple[artifact.Artifact, SidCatalog]:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.core import checks, nearest, progress, rng
 from gr_jax.tokenizers import base, kmeans, reporting
@@ -18,6 +18,7 @@ from gr_jax.tokenizers.residual_kmeans import (
   abstract_codebooks,
   decode_sum,
   encode_residual,
+  residual_distances,
 )
 
 # Consecutive batches that are read and shuffled together: a memory map is read
@@ -294,11 +295,20 @@ class MiniBatchResidualKMeans:
     return encode_residual(state, x)
 
   def decode(
-    self, state: CodebooksState, codes: Int32[Array | np.ndarray, "B L"]
+    self, state: CodebooksState, codes: Int[Array | np.ndarray, "B L"]
   ) -> Float[Array, "B D"]:
     """Returns the sum of the chosen codes."""
     base.check_codes(codes, self.codebook_sizes)
     return decode_sum(state, codes)
+
+  def last_level_distances(
+    self,
+    state: CodebooksState,
+    x: Float[Array | np.ndarray, "B D"],
+    codes: Int[Array | np.ndarray, "B L"],
+  ) -> Float[Array, "B K"]:
+    """Returns |r - c_k|^2 to the last level's codes; `codes` lead to r."""
+    return residual_distances(state, x, codes)
 
   def abstract_state(self, embedding_dim: int) -> CodebooksState:
     """Returns the state's shapes for rows of width `embedding_dim`."""

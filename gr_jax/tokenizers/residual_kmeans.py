@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.core import nearest, progress
 from gr_jax.tokenizers import base, kmeans, reporting
@@ -49,13 +49,30 @@ def encode_residual(
 
 @jax.jit
 def decode_sum(
-  state: CodebooksState, codes: Int32[Array | np.ndarray, "B L"]
+  state: CodebooksState, codes: Int[Array | np.ndarray, "B L"]
 ) -> Float[Array, "B D"]:
   """Sums the chosen code vectors of all levels."""
   return sum(
     codebook[jnp.asarray(codes)[:, level]]
     for level, codebook in enumerate(state.codebooks)
   )
+
+
+@jax.jit
+def residual_distances(
+  state: CodebooksState,
+  x: Float[Array | np.ndarray, "B D"],
+  codes: Int[Array | np.ndarray, "B L"],
+) -> Float[Array, "B K"]:
+  """Computes squared distances of last residuals to the last level's codes.
+
+  The residuals are those that the codes before the last leave, which in a
+  balanced fit are not always the nearest.
+  """
+  residual = jnp.asarray(x)
+  for level, codebook in enumerate(state.codebooks[:-1]):
+    residual = residual - codebook[jnp.asarray(codes)[:, level]]
+  return nearest.squared_distances(residual, state.codebooks[-1])
 
 
 @functools.partial(jax.jit, donate_argnames="residual")
@@ -149,11 +166,20 @@ class ResidualKMeans:
     return encode_residual(state, x)
 
   def decode(
-    self, state: CodebooksState, codes: Int32[Array | np.ndarray, "B L"]
+    self, state: CodebooksState, codes: Int[Array | np.ndarray, "B L"]
   ) -> Float[Array, "B D"]:
     """Returns the sum of the chosen codes."""
     base.check_codes(codes, self.codebook_sizes)
     return decode_sum(state, codes)
+
+  def last_level_distances(
+    self,
+    state: CodebooksState,
+    x: Float[Array | np.ndarray, "B D"],
+    codes: Int[Array | np.ndarray, "B L"],
+  ) -> Float[Array, "B K"]:
+    """Returns |r - c_k|^2 to the last level's codes; `codes` lead to r."""
+    return residual_distances(state, x, codes)
 
   def abstract_state(self, embedding_dim: int) -> CodebooksState:
     """Returns the state's shapes for rows of width `embedding_dim`."""

@@ -3,7 +3,13 @@ import pytest
 
 from gr_jax.core import checks
 from gr_jax.sids import collisions
-from gr_jax.sids.collisions import ExtraLevel, KeepShared
+from gr_jax.sids.collisions import (
+  CollisionContext,
+  ExtraLevel,
+  KeepShared,
+  RandomItem,
+  SparseId,
+)
 
 
 def random_codes(seed, num_items=300, sizes=(4, 3, 5)):
@@ -86,4 +92,69 @@ def test_impossible_options_are_refused():
 
 
 def test_table_names_every_policy():
-  assert {"none", "extra_level"} <= set(collisions.POLICIES)
+  assert set(collisions.POLICIES) == {
+    "none", "extra_level", "random_item", "sparse_id", "knn",
+    "random_last_level", "sinkhorn",
+  }  # fmt: skip
+
+
+def test_sparse_id_appends_the_item_itself(key):
+  codes = np.array([[1], [0], [1]], np.int32)
+  found = SparseId(spare_items=2).resolve(codes, (2,), key=key)
+  np.testing.assert_array_equal(found.codes, [[1, 0], [0, 1], [1, 2]])
+  assert found.codebook_sizes == (2, 5)
+  two = SparseId(num_tokens=2, spare_items=2).resolve(codes, (2,), key=key)
+  assert two.codebook_sizes == (2, 3, 3)  # 3 * 3 numbers hold 5
+  np.testing.assert_array_equal(two.codes[:, 1:], [[0, 0], [0, 1], [0, 2]])
+  given = CollisionContext(sparse_ids=np.array([7, 3, 5]))
+  found = SparseId().resolve(codes, (2,), key=key, context=given)
+  np.testing.assert_array_equal(found.codes[:, 1], [7, 3, 5])
+  assert found.codebook_sizes == (2, 8)
+
+
+def test_sparse_ids_that_cannot_be_are_refused(key):
+  codes = np.zeros((2, 1), np.int32)
+
+  def resolve(ids):
+    context = CollisionContext(sparse_ids=np.array(ids))
+    return SparseId().resolve(codes, (1,), key=key, context=context)
+
+  with pytest.raises(checks.InputError, match="must be 0 or more; got -1"):
+    resolve([0, -1])
+  with pytest.raises(checks.InputError, match="2 items have 1 distinct"):
+    resolve([4, 4])
+  with pytest.raises(checks.InputError, match="got 0 and 1024"):
+    SparseId(num_tokens=0)
+
+
+def test_extra_level_counts_on(key):
+  policy = ExtraLevel(spare_codes=1)
+  found = policy.resolve(np.array([[1], [0], [1]], np.int32), (2,), key=key)
+  new = policy.append(
+    found.codes, found.codebook_sizes, np.array([[1], [0]], np.int32), key=key
+  )
+  np.testing.assert_array_equal(new, [[1, 2], [0, 1]])
+  message = r"1 of 2 new items do not fit: up to 4 .* has 3.*at least 1 more"
+  with pytest.raises(checks.InputError, match=message):
+    policy.append(
+      found.codes, found.codebook_sizes, np.array([[1], [1]], np.int32), key=key
+    )
+
+
+def test_sparse_id_counts_on(key):
+  policy = SparseId(spare_items=1)
+  found = policy.resolve(np.array([[1], [0]], np.int32), (2,), key=key)
+  new = policy.append(
+    found.codes, found.codebook_sizes, np.array([[1]], np.int32), key=key
+  )
+  np.testing.assert_array_equal(new, [[1, 2]])
+  with pytest.raises(checks.InputError, match=r"1 of 2 new .* end at 3\."):
+    policy.append(
+      found.codes, found.codebook_sizes, np.array([[1], [1]], np.int32), key=key
+    )
+
+
+def test_shared_ids_are_appended_as_they_are(key):
+  codes = np.array([[1], [1]], np.int32)
+  new = RandomItem().append(codes, (2,), codes[:1], key=key)
+  np.testing.assert_array_equal(new, [[1]])
