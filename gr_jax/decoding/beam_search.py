@@ -63,9 +63,9 @@ def beam_search(
     constrained: Whether only IDs of the catalog are candidates. A free search
       keeps to each level's own codes but follows any of them.
     denied_items: int32 [B, R], items that a request must not get, -1 filling
-      the rows; constrained search only. The result is that of a catalog
-      without them. Of an ID that several items share, the first item that is
-      not denied stands in `item_index`.
+      the rows. The result is that of a catalog without them; a free search
+      only leaves out their IDs. Of an ID that several items share, the first
+      item that is not denied stands in `item_index`.
 
   Returns:
     BeamResult of width W. With W >= the number of distinct IDs it is the
@@ -80,10 +80,10 @@ def beam_search(
   trie = jax.tree.map(jnp.asarray, trie)
   denied_place = denied_node = None
   if denied_items is not None:
-    if not constrained or denied_items.shape[0] != batch_size:
+    if denied_items.shape[0] != batch_size:
       raise InputError(
-        "denied_items needs a constrained search and one row a request; got "
-        f"{constrained=}, {denied_items.shape[0]} rows, {batch_size=}."
+        "denied_items needs one row a request; got "
+        f"{denied_items.shape[0]} rows, {batch_size=}."
       )
     denied_place = denial.positions(trie, denied_items)
     denied_node = jnp.zeros_like(denied_place)
@@ -107,7 +107,7 @@ def beam_search(
       )
     else:
       step = _free_step(
-        trie, vocabulary, l, logits, score, node, done, requested[l]
+        trie, vocabulary, l, logits, score, node, done, dead, requested[l]
       )
     score, node = step.score, step.node
     tokens = scoring.code_tokens(trie, vocabulary, l, step.code)
@@ -183,7 +183,7 @@ def _constrained_step(
   return _Step(parent, code, next_node, score)
 
 
-def _free_step(trie, vocabulary, l, logits, score, node, done, requested):
+def _free_step(trie, vocabulary, l, logits, score, node, done, dead, requested):
   level = trie.levels[l]
   width = min(requested, score.shape[1] * level.width)
   gain = scoring.level_logits(trie, vocabulary, l, logits)
@@ -195,6 +195,10 @@ def _free_step(trie, vocabulary, l, logits, score, node, done, requested):
     else:
       ended = jnp.where(is_end, 0.0, -jnp.inf)
       gain = jnp.where(done[..., None], ended, gain)
+  if dead is not None and l + 1 == trie.num_levels:
+    # A dead prefix has other continuations, which name no item but are free.
+    alive = denial.alive_codes(dead, node, jnp.ones(gain.shape, bool))
+    gain = jnp.where(alive, gain, -jnp.inf)
   total = _drop_nan(score[..., None] + gain)
   total = total.reshape(total.shape[0], -1)
   chosen = selection.best_in_order(total, width)
@@ -227,11 +231,11 @@ def _result(trie, steps, score, node, denied_place, beam_width):
   codes = jnp.where(exists[..., None], codes, -1)
   short = beam_width - score.shape[1]
   if short > 0:
-    pad = lambda x, value: jnp.pad(
-      x,
-      [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2),
-      constant_values=value,
-    )
+
+    def pad(x, value):
+      widths = [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2)
+      return jnp.pad(x, widths, constant_values=value)
+
     item_index, codes, leaf = (pad(x, -1) for x in (item_index, codes, leaf))
     score, valid = pad(score, -jnp.inf), pad(valid, False)
   return BeamResult(item_index, codes, score, valid, leaf)

@@ -20,7 +20,7 @@ from gr_jax.models.encoder_decoder import EncoderDecoder
 from gr_jax.sids.vocabulary import SidVocabulary
 from gr_jax.tasks import windows
 
-Recommend = Callable[[Any, jax.Array], BeamResult]
+Recommend = Callable[[Any, jax.Array, jax.Array | None], BeamResult]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,37 +41,6 @@ class Predictions:
   def returned(self) -> Bool[np.ndarray, "U W"]:
     """Where the search returned an ID, of an item or not."""
     return np.isfinite(self.scores)
-
-  def without(self, removed: list[np.ndarray]) -> "Predictions":
-    """Returns the lists with some items taken out and the rest moved up.
-
-    Lists keep their width, so a list of W items that loses r of them ranks
-    W - r items and then names none.
-
-    Args:
-      removed: Item indices to take out, for each user.
-    """
-    width = self.item_index.shape[1]
-    keep = np.stack(
-      [
-        ~np.isin(row, items)
-        for row, items in zip(self.item_index, removed, strict=True)
-      ]
-    )
-    order = np.argsort(~keep, axis=1, kind="stable")
-    kept = np.arange(width)[None] < keep.sum(1)[:, None]
-
-    def move(values: np.ndarray, filler: Any) -> np.ndarray:
-      index = order.reshape(order.shape + (1,) * (values.ndim - 2))
-      moved = np.take_along_axis(values, index, axis=1)
-      where = kept.reshape(kept.shape + (1,) * (values.ndim - 2))
-      return np.where(where, moved, values.dtype.type(filler))
-
-    return Predictions(
-      item_index=move(self.item_index, -1),
-      codes=move(self.codes, -1),
-      scores=move(self.scores, -np.inf),
-    )
 
 
 def make_recommend_fn(
@@ -95,13 +64,14 @@ def make_recommend_fn(
     constrained: Whether only IDs of the catalog may be written.
 
   Returns:
-    (params, inputs int32 [B, S]) -> BeamResult of width W. It compiles once a
-    shape of the inputs.
+    (params, inputs int32 [B, S], denied items int32 [B, R] or None) ->
+    BeamResult of width W. Denied items, -1 filling the rows, are as if the
+    catalog did not hold them. It compiles once a shape of its arguments.
   """
   max_length = vocabulary.num_levels + int(vocabulary.append_eos)
 
   @jax.jit
-  def recommend(params, trie, inputs):
+  def recommend(params, trie, inputs, denied_items):
     variables = {"params": params}
     encoded = model.apply(variables, inputs, method="encode")
     context = model.apply(variables, encoded, inputs, method="start_decode")
@@ -119,10 +89,13 @@ def make_recommend_fn(
       batch_size=inputs.shape[0],
       beam_width=beam_width,
       constrained=constrained,
+      denied_items=denied_items,
     )
 
   trie = jax.tree.map(jnp.asarray, trie)
-  return lambda params, inputs: recommend(params, trie, inputs)
+  return lambda params, inputs, denied_items: recommend(
+    params, trie, inputs, denied_items
+  )
 
 
 def predict(
@@ -133,6 +106,7 @@ def predict(
   *,
   batch_size: int,
   mesh: Mesh,
+  denied_items: Int32[np.ndarray, "U R"] | None = None,
   description: str = "decoding",
 ) -> Predictions:
   """Ranks items for every example of `data`.
@@ -147,6 +121,7 @@ def predict(
     layout: How histories become tokens.
     batch_size: Users decoded at once.
     mesh: The devices.
+    denied_items: Items that each user must not get, -1 filling the rows.
     description: What the progress bar says.
 
   Returns:
@@ -169,8 +144,16 @@ def predict(
   ) as advance:
     for start in range(0, data.num_examples, batch_size):
       index = jnp.arange(start, start + batch_size, dtype=jnp.int32)
-      result = recommend(params, gather(data, index))
       count = min(batch_size, data.num_examples - start)
+      denied = None
+      if denied_items is not None:
+        rows = np.pad(
+          denied_items[start : start + count],
+          ((0, batch_size - count), (0, 0)),
+          constant_values=-1,
+        )
+        denied = jax.device_put(rows, mesh_lib.batch_sharding(mesh))
+      result = recommend(params, gather(data, index), denied)
       host = jax.device_get((result.item_index, result.codes, result.scores))
       results.append([array[:count] for array in host])
       advance(count)
@@ -182,10 +165,13 @@ def predict(
 
 def histories(
   interactions: Interactions, examples: Examples
-) -> list[Int32[np.ndarray, "n"]]:
-  """Returns every example's whole history as item indices."""
-  pairs = zip(examples.history_start, examples.target_position, strict=True)
-  return [interactions.items[start:end] for start, end in pairs]
+) -> Int32[np.ndarray, "U R"]:
+  """Returns every example's whole history as item indices, -1 after it."""
+  lengths = examples.target_position - examples.history_start  # [U]
+  place = np.arange(int(lengths.max(initial=1)))
+  index = examples.history_start[:, None] + place[None]  # [U, R]
+  items = interactions.items[np.minimum(index, interactions.items.size - 1)]
+  return np.where(place[None] < lengths[:, None], items, np.int32(-1))
 
 
 def targets(

@@ -10,7 +10,7 @@ from absl import logging
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Stopped(Exception):  # noqa: N818: nothing failed
+class Stopped(Exception):
   """Work ended on request, saved; the same command goes on from there."""
 
 

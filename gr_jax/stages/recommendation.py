@@ -85,19 +85,21 @@ def recommend(
     vocabulary.user_tokens([user_id]) if vocabulary.num_user_buckets else None,
   )
   batch = windows.gather_batch(data, jnp.zeros(1, jnp.int32), generator.layout)
-  removed = np.unique(history) if not request.keep_history else history[:0]
-  width = max(config.decoding.beam_width, request.top_k + removed.size)
+  denied = history[:0] if request.keep_history else history
   recommend_fn = evaluator.make_recommend_fn(
     generator.model,
     vocabulary,
     generator.trie,
-    beam_width=width,
-    constrained=True,
+    beam_width=max(config.decoding.beam_width, request.top_k),
   )
-  result = recommend_fn(generator_stage.load_params(saved), batch.inputs)
+  result = recommend_fn(
+    generator_stage.load_params(saved),
+    batch.inputs,
+    jnp.asarray(denied, jnp.int32)[None],
+  )
   index = np.asarray(result.item_index)[0]
   scores = np.asarray(result.scores)[0]
-  keep = (index >= 0) & ~np.isin(index, removed)
+  keep = index >= 0
   found = [
     Recommendation(
       rank=rank,

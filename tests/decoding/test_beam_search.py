@@ -2,6 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from gr_jax.core.checks import InputError
+from gr_jax.decoding import beam_search, exact, trie
 from tests.decoding.table_model import (
   Layout,
   TableModel,
@@ -10,9 +13,6 @@ from tests.decoding.table_model import (
   random_codes,
   sort_key,
 )
-
-from gr_jax.core.checks import InputError
-from gr_jax.decoding import beam_search, exact, trie
 
 
 def search(model, tree, beam_width, **kwargs):

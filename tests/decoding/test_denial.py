@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.decoding.table_model import Layout, TableModel, random_codes
 
 from gr_jax.core.checks import InputError
 from gr_jax.decoding import beam_search, denial, trie
+from tests.decoding.table_model import Layout, TableModel, random_codes
 
 BATCH = 3
 
@@ -102,11 +102,24 @@ def test_positions_by_hand():
   assert dead.code[0, :2].tolist() == [1, 2]
 
 
+def test_a_free_search_leaves_out_denied_ids_alone():
+  _, codes, model = _world(3, (3, 4), 7, False, True)
+  tree = trie.build_trie(codes, (3, 4))
+  plain = _search(model, tree, 12, constrained=False)
+  denied = jnp.broadcast_to(jnp.array([[2, 5, -1]], jnp.int32), (BATCH, 3))
+  got = _search(model, tree, 12, denied, constrained=False)
+  for b in range(BATCH):
+    stays = ~np.isin(plain.item_index[b], [2, 5])
+    np.testing.assert_array_equal(got.codes[b, :10], plain.codes[b][stays])
+    np.testing.assert_array_equal(
+      got.item_index[b, :10], plain.item_index[b][stays]
+    )
+    assert (got.scores[b, 10:] == -np.inf).all()
+
+
 def test_refusals():
   _, codes, model = _world(2, (3, 4), 9, False, True)
   tree = trie.build_trie(codes, (3, 4))
   denied = jnp.zeros((BATCH, 1), jnp.int32)
-  with pytest.raises(InputError, match=r"constrained=False, 3 rows"):
-    _search(model, tree, 5, denied, constrained=False)
   with pytest.raises(InputError, match=r"1 rows, batch_size=3"):
     _search(model, tree, 5, denied[:1])

@@ -110,7 +110,8 @@ def test_recommendations_agree_with_predictions(finished, capsys):
   found = stages.recommend(config, finished, request)
   predicted = artifact.load(finished.path("predictions"), kind="predictions")
   want = [
-    stored.catalog.item_ids[i] for i in predicted.arrays["item_index"][-1]
+    stored.catalog.item_ids[i]
+    for i in predicted.arrays["nothing_removed/item_index"][-1]
   ]
   assert [item.item_id for item in found] == want[:5]
   lines = capsys.readouterr().out.splitlines()

@@ -7,6 +7,7 @@ import pytest
 
 from gr_jax.core import checks
 from gr_jax.core import mesh as mesh_lib
+from gr_jax.data import Interactions, splits
 from gr_jax.decoding import trie as trie_lib
 from gr_jax.evaluation import evaluator
 from gr_jax.models.config import T5Config
@@ -43,7 +44,9 @@ def decoder():
   return model, vocabulary, trie, layout, params, data
 
 
-def _predict(decoder, *, batch_size, num_devices=1, width=NUM_ITEMS):
+def _predict(
+  decoder, *, batch_size, num_devices=1, width=NUM_ITEMS, denied_items=None
+):
   model, vocabulary, trie, layout, params, data = decoder
   return evaluator.predict(
     evaluator.make_recommend_fn(model, vocabulary, trie, beam_width=width),
@@ -52,6 +55,7 @@ def _predict(decoder, *, batch_size, num_devices=1, width=NUM_ITEMS):
     layout,
     batch_size=batch_size,
     mesh=mesh_lib.make_mesh(jax.devices()[:num_devices]),
+    denied_items=denied_items,
   )
 
 
@@ -100,17 +104,32 @@ def test_one_program_serves_all_batches(decoder):
   assert traces == [(4, layout.input_length)]
 
 
-def test_removed_items_leave_and_the_rest_move_up():
-  predictions = evaluator.Predictions(
-    item_index=np.array([[5, 2, 7], [1, 3, -1]], np.int32),
-    codes=np.arange(6, dtype=np.int32).reshape(2, 3, 1),
-    scores=np.array([[-1, -2, -3], [-1, -2, -np.inf]], np.float32),
+def test_denied_items_leave_and_the_others_keep_their_order(decoder):
+  plain = _predict(decoder, batch_size=4)
+  draw = np.random.default_rng(0)
+  denied = draw.integers(-1, NUM_ITEMS, (11, 4)).astype(np.int32)
+  got = _predict(decoder, batch_size=4, denied_items=denied)
+  for row, (had, items) in enumerate(
+    zip(plain.item_index, denied, strict=True)
+  ):
+    left = had[~np.isin(had, items)]
+    want = np.full(NUM_ITEMS, -1)
+    want[: left.size] = left
+    np.testing.assert_array_equal(got.item_index[row], want)
+    assert got.returned[row].sum() == left.size
+
+
+def test_histories_are_padded_rows():
+  interactions = Interactions(
+    user_ids=("a", "b"),
+    items=np.array([5, 6, 7, 8, 9, 5, 6], np.int32),
+    offsets=np.array([0, 4, 7], np.int64),
+    times=None,
   )
-  left = predictions.without([np.array([5]), np.array([8])])
-  np.testing.assert_array_equal(left.item_index, [[2, 7, -1], [1, 3, -1]])
-  np.testing.assert_array_equal(left.codes[0, :, 0], [1, 2, -1])
-  np.testing.assert_array_equal(left.scores[0], [-2, -3, -np.inf])
-  np.testing.assert_array_equal(left.returned.sum(1), [2, 2])
+  examples = splits.leave_one_out(interactions).test
+  rows = evaluator.histories(interactions, examples)
+  assert rows.tolist() == [[5, 6, 7], [9, 5, -1]]
+  assert evaluator.targets(interactions, examples).tolist() == [8, 6]
 
 
 def test_a_batch_that_devices_cannot_share_is_refused(decoder):
