@@ -124,7 +124,10 @@ def invalid_rate(
 
 
 def per_user(
-  ranks: Int[np.ndarray, "U"], *, list_size: int
+  ranks: Int[np.ndarray, "U"],
+  *,
+  list_size: int,
+  chances: Float[np.ndarray, "U"] | None = None,
 ) -> dict[str, np.ndarray]:
   """Returns every ranking metric as one float64 value a user [U].
 
@@ -134,6 +137,8 @@ def per_user(
     ranks: Rank of each target from 0, -1 where it was not returned.
     list_size: Length of the lists. MRR and hit rate look no further, so
       that full rankings and beams compare; so must no cutoff.
+    chances: How likely each target stands at its rank, where that is drawn
+      (`shared_ids`); the values are then exact expectations.
 
   Raises:
     InputError: Lists shorter than a cutoff, which would understate it.
@@ -151,6 +156,8 @@ def per_user(
   values |= {f"ndcg@{k}": gain * (ranks < k) for k in NDCG_CUTOFFS}
   values[MRR] = found / (safe + 1.0)
   values[HIT_RATE] = found * 1.0
+  if chances is not None:
+    values = {name: value * chances for name, value in values.items()}
   return values
 
 
@@ -159,6 +166,7 @@ def summarize(
   *,
   list_size: int,
   user_mask: Bool[np.ndarray, "U"] | None = None,
+  chances: Float[np.ndarray, "U"] | None = None,
 ) -> dict[str, float]:
   """Returns the mean of every ranking metric over users, or over some.
 
@@ -166,14 +174,16 @@ def summarize(
     ranks: As for `per_user`.
     list_size: As for `per_user`.
     user_mask: Users to keep, e.g. those whose target fell on a later day.
+    chances: As for `per_user`.
 
   Raises:
     InputError: No user left.
   """
   if user_mask is not None:
     ranks = ranks[user_mask]
+    chances = None if chances is None else chances[user_mask]
   _check_some(ranks.size)
-  values = per_user(ranks, list_size=list_size)
+  values = per_user(ranks, list_size=list_size, chances=chances)
   return {name: float(value.mean()) for name, value in values.items()}
 
 

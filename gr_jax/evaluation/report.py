@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import rich.console
 import rich.table
 
-from gr_jax.evaluation import metrics
+from gr_jax.evaluation import metrics, shared_ids
 from gr_jax.evaluation.baselines import BASELINES
 
 NOTHING_REMOVED, HISTORY_REMOVED = "nothing_removed", "history_removed"
@@ -130,8 +130,12 @@ def _lines(
     if row != GENERATOR
   ]
   own = rows[GENERATOR][form][population]
-  start = metrics.SID_LEVEL
-  on_sids = {k[len(start) :]: v for k, v in own.items() if k.startswith(start)}
   lines.append((GENERATOR, own))
-  lines.append((f"{GENERATOR}, SID level", on_sids))
+  for start, name in (
+    (shared_ids.SAMPLED, "one draw"),
+    (metrics.SID_LEVEL, "SID level"),
+  ):
+    part = {k[len(start) :]: v for k, v in own.items() if k.startswith(start)}
+    if part:
+      lines.append((f"{GENERATOR}, {name}", part))
   return lines

@@ -3,14 +3,21 @@
 import json
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 import rich.console
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Int32
 
-from gr_jax.core import artifact
+from gr_jax.core import artifact, rng
 from gr_jax.data import splits
 from gr_jax.embeddings.table import EmbeddingTable
-from gr_jax.evaluation import baselines, evaluator, metrics, report
+from gr_jax.evaluation import (
+  baselines,
+  evaluator,
+  metrics,
+  report,
+  shared_ids,
+)
 from gr_jax.evaluation.evaluator import Predictions
 from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.stages import generator as generator_stage
@@ -53,11 +60,8 @@ def predict_test(
     generator.vocabulary,
     generator.trie,
     beam_width=config.decoding.beam_width,
+    constrained=config.decoding.constrained,
   )
-  denied = {
-    report.NOTHING_REMOVED: None,
-    report.HISTORY_REMOVED: evaluator.histories(stored.interactions, examples),
-  }
   params = generator_stage.load_params(saved)
   data = windows.training_data(
     stored.interactions, catalog, generator.vocabulary, examples
@@ -73,7 +77,7 @@ def predict_test(
       denied_items=items,
       description=f"decoding, {form.replace('_', ' ')}",
     )
-    for form, items in denied.items()
+    for form, items in denied_items(stored, examples).items()
   }
   arrays = {}
   for form, lists in predictions.items():
@@ -82,15 +86,47 @@ def predict_test(
   return predictions
 
 
+def denied_items(
+  stored: prepare.StoredDataset, examples: splits.Examples
+) -> dict[str, Int32[np.ndarray, "U R"] | None]:
+  """Returns the items that each of the report's forms leaves out."""
+  return {
+    report.NOTHING_REMOVED: None,
+    report.HISTORY_REMOVED: evaluator.histories(stored.interactions, examples),
+  }
+
+
 def generator_metrics(
   predictions: Predictions,
   catalog: SidCatalog,
   targets: Int[np.ndarray, "U"],
   populations: Mapping[str, Bool[np.ndarray, "U"]],
+  *,
+  removed: Int32[np.ndarray, "U R"] | None = None,
+  seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-  """Returns item-level and SID-level metrics of each population."""
+  """Returns item-level and SID-level metrics of each population.
+
+  Where items share IDs, the item-level metrics are expectations over the
+  item that an ID yields, and those of one draw stand beside them.
+
+  Args:
+    predictions: The lists.
+    catalog: The semantic IDs.
+    targets: The items that came next.
+    populations: Which users to average over, by name.
+    removed: Items left out of each user's list, -1 filling the rows.
+    seed: Of the draw.
+  """
   width = predictions.item_index.shape[1]
-  item_ranks = metrics.target_ranks(predictions.item_index, targets)
+  buckets = shared_ids.Buckets.create(catalog)
+  expected = buckets.expected_ranks(predictions.item_index, targets, removed)
+  drawn = None
+  if catalog.shares_ids:
+    generator = rng.numpy_generator(jax.random.key(seed), "random_item")
+    drawn = metrics.target_ranks(
+      buckets.sample(predictions.item_index, generator, removed), targets
+    )
   sid_ranks = metrics.sid_ranks(
     catalog.semantic_codes(predictions.codes),
     predictions.returned,
@@ -100,9 +136,10 @@ def generator_metrics(
   results = {}
   for name, mask in populations.items():
     on_sids = metrics.summarize(sid_ranks, list_size=width, user_mask=mask)
-    values = metrics.per_user(item_ranks[mask], list_size=width)
+    ranks, chances = expected.ranks[mask], expected.chances[mask]
+    values = metrics.per_user(ranks, list_size=width, chances=chances)
     results[name] = {
-      **metrics.summarize(item_ranks, list_size=width, user_mask=mask),
+      **metrics.summarize(ranks, list_size=width, chances=chances),
       **{
         report.INTERVAL + key: metrics.user_interval(values[key]).half_width
         for key in report.DECIDING
@@ -110,6 +147,9 @@ def generator_metrics(
       **{metrics.SID_LEVEL + key: value for key, value in on_sids.items()},
       metrics.INVALID_RATE: invalid,
     }
+    if drawn is not None:
+      once = metrics.summarize(drawn, list_size=width, user_mask=mask)
+      results[name] |= {shared_ids.SAMPLED + k: v for k, v in once.items()}
   return results
 
 
@@ -164,7 +204,14 @@ def measure(config: RunConfig, workdir: Workdir) -> report.Rows:
   predictions = predict_test(config, workdir, stored, sids, catalog, examples)
   rows = {
     report.GENERATOR: {
-      form: generator_metrics(lists, catalog, targets, populations)
+      form: generator_metrics(
+        lists,
+        catalog,
+        targets,
+        populations,
+        removed=denied_items(stored, examples)[form],
+        seed=config.seed,
+      )
       for form, lists in predictions.items()
     }
   }

@@ -15,7 +15,7 @@ from gr_jax.core import artifact, rng
 from gr_jax.core import mesh as mesh_lib
 from gr_jax.data import splits
 from gr_jax.decoding import trie as trie_lib
-from gr_jax.evaluation import evaluator, metrics
+from gr_jax.evaluation import evaluator, metrics, shared_ids
 from gr_jax.models.encoder_decoder import EncoderDecoder
 from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.sids.vocabulary import SidVocabulary
@@ -190,6 +190,7 @@ def _validator(
   )
   data = windows.with_examples(data, examples)
   targets = evaluator.targets(stored.interactions, examples)
+  buckets = shared_ids.Buckets.create(generator.catalog)
 
   def validate(params: Any) -> Mapping[str, float]:
     predictions = evaluator.predict(
@@ -201,8 +202,12 @@ def _validator(
       mesh=mesh,
       description="validating",
     )
-    ranks = metrics.target_ranks(predictions.item_index, targets)
-    return metrics.summarize(ranks, list_size=config.validation.beam_width)
+    expected = buckets.expected_ranks(predictions.item_index, targets)
+    return metrics.summarize(
+      expected.ranks,
+      list_size=config.validation.beam_width,
+      chances=expected.chances,
+    )
 
   return validate
 
