@@ -147,26 +147,36 @@ class ExtraLevel:
     key: jax.Array | None = None,
     context: CollisionContext | None = None,
   ) -> Int32[np.ndarray, "M L2"]:
-    """Goes on counting; see `CollisionPolicy.append`.
+    """Takes the lowest free numbers; see `CollisionPolicy.append`.
 
     Raises:
       InputError: The extra level, whose size the model knows, is too small.
     """
     del key, context
     resolution.check_codes(codes, id_sizes[:-1])
-    # Old rows come first, so that new ones count on from them; an old item's
-    # number is its rank, for none was ever taken away.
+    num_old, size = ids.shape[0], int(id_sizes[-1])
     together = np.concatenate([ids[:, :-1], codes])
     found = groups.group_rows(together, id_sizes[:-1])
-    extra = found.rank[ids.shape[0] :].astype(np.int32)  # [M]
-    full = extra >= id_sizes[-1]
-    if full.any():
+    old, new = found.group[:num_old], found.group[num_old:]
+    touched, turn = np.unique(new, return_inverse=True)  # IDs, and whose
+    arrivals = groups.group_keys(turn.reshape(-1))  # new items by their ID
+    is_taken = np.zeros((touched.size, size), bool)
+    place = np.searchsorted(touched, old)
+    place[place == touched.size] = 0
+    meets = touched[place] == old
+    is_taken[place[meets], ids[meets, -1]] = True
+    num_free = size - is_taken.sum(axis=1)
+    num_over = int(np.maximum(arrivals.counts - num_free, 0).sum())
+    if num_over:
+      most = int((arrivals.counts - num_free).max())
       raise checks.InputError(
-        f"{full.sum()} of {codes.shape[0]} new items do not fit: up to "
-        f"{found.largest} items would share their codes, and the extra level "
-        f"has {id_sizes[-1]}. Tokenize and train again, with spare_codes of "
-        f"at least {found.largest - id_sizes[-1]} more."
+        f"{num_over} of {codes.shape[0]} new items do not fit: up to "
+        f"{size + most} items would share their codes, and the extra level "
+        f"has {size}. Tokenize and train again, with spare_codes of at least "
+        f"{most} more."
       )
+    free_first = np.argsort(is_taken, axis=1, kind="stable")  # [IDs, size]
+    extra = free_first[turn.reshape(-1), arrivals.rank].astype(np.int32)
     return np.concatenate([codes, extra[:, None]], axis=1)
 
 
@@ -241,16 +251,19 @@ class SparseId:
     del key, context
     num_levels = codes.shape[1]
     resolution.check_codes(codes, id_sizes[:num_levels])
-    sizes = tuple(id_sizes[num_levels:])
-    room = int(np.prod(sizes, dtype=np.int64)) - ids.shape[0]
+    sizes = tuple(int(size) for size in id_sizes[num_levels:])
+    last = np.ravel_multi_index(ids[:, num_levels:].T, sizes)
+    # Only upwards: a number that an item gave up may still be remembered.
+    first = int(last.max(initial=-1)) + 1
+    room = int(np.prod(sizes, dtype=np.int64)) - first
     if codes.shape[0] > room:
       raise checks.InputError(
         f"{codes.shape[0] - room} of {codes.shape[0]} new items do not fit: "
-        f"the numbers of sparse_id end at {room + ids.shape[0]}. Tokenize and "
+        f"the numbers of sparse_id end at {room + first}. Tokenize and "
         "train again with spare_items of at least "
         f"{codes.shape[0] - room} more."
       )
-    numbers = ids.shape[0] + np.arange(codes.shape[0])
+    numbers = first + np.arange(codes.shape[0])
     return np.concatenate([codes, _digits(numbers, sizes)], axis=1)
 
   def _sizes(self, num_numbers: int) -> tuple[int, ...]:
