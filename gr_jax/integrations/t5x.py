@@ -128,7 +128,9 @@ class SidEncoderDecoderModel(models.EncoderDecoderModel):
       beam_width=default.num_decodes if num_decodes is None else num_decodes,
     )
     params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-    result = recommend(core.unfreeze(params), batch["encoder_input_tokens"])
+    result = recommend(
+      core.unfreeze(params), batch["encoder_input_tokens"], None
+    )
     decodes, scores, items = _best_last(
       result, layout, batch["decoder_input_tokens"].shape[1]
     )
