@@ -5,10 +5,13 @@ from gr_jax.stages.config import RunConfig
 from gr_jax.stages.preemption import Stopped
 from gr_jax.stages.recommendation import Request
 from gr_jax.stages.runs import (
+  append,
   embed,
   evaluate,
   pipeline,
   recommend,
+  refit,
+  remove,
   tokenize,
   train,
 )
@@ -22,10 +25,13 @@ __all__ = [
   "RunConfig",
   "Stopped",
   "Workdir",
+  "append",
   "embed",
   "evaluate",
   "pipeline",
   "recommend",
+  "refit",
+  "remove",
   "tokenize",
   "train",
 ]

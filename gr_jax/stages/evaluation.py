@@ -21,7 +21,7 @@ from gr_jax.evaluation import (
 from gr_jax.evaluation.evaluator import Predictions
 from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.stages import generator as generator_stage
-from gr_jax.stages import prepare, semantic_ids
+from gr_jax.stages import live_catalog, prepare
 from gr_jax.stages.config import RunConfig
 from gr_jax.stages.workdir import Workdir
 from gr_jax.tasks import windows
@@ -31,8 +31,7 @@ def predict_test(
   config: RunConfig,
   workdir: Workdir,
   stored: prepare.StoredDataset,
-  sids: artifact.Artifact,
-  catalog: SidCatalog,
+  live: live_catalog.LiveCatalog,
   examples: splits.Examples,
 ) -> dict[str, Predictions]:
   """Decodes the test users, unless done before, and stores the lists.
@@ -44,27 +43,27 @@ def predict_test(
     InputError: No trained generator yet, or one of another catalog.
   """
   saved = workdir.load_child(
-    "generator", {"dataset": stored.artifact, "sids": sids}
+    "generator", {"dataset": stored.artifact, "sids": live.sids_artifact}
   )
   section = config.sections["decoding"]
-  parents = {"generator": saved}
+  parents = {"generator": saved, **live.parents}
   kept = workdir.matching("predictions", section, parents)
   if kept is not None:
     return {
       form: Predictions(**artifact.group(kept.arrays, form))
       for form in report.FORMS
     }
-  generator = generator_stage.make_generator(config, catalog)
+  generator = generator_stage.make_generator(config, live.sids)
   recommend = evaluator.make_recommend_fn(
     generator.model,
     generator.vocabulary,
-    generator.trie,
+    live.trie(),
     beam_width=config.decoding.beam_width,
     constrained=config.decoding.constrained,
   )
   params = generator_stage.load_params(saved)
   data = windows.training_data(
-    stored.interactions, catalog, generator.vocabulary, examples
+    stored.interactions, live.sids, generator.vocabulary, examples
   )
   predictions = {
     form: evaluator.predict(
@@ -103,6 +102,7 @@ def generator_metrics(
   populations: Mapping[str, Bool[np.ndarray, "U"]],
   *,
   removed: Int32[np.ndarray, "U R"] | None = None,
+  recommendable: Bool[np.ndarray, "N"] | None = None,
   seed: int = 0,
 ) -> dict[str, dict[str, float]]:
   """Returns item-level and SID-level metrics of each population.
@@ -116,10 +116,11 @@ def generator_metrics(
     targets: The items that came next.
     populations: Which users to average over, by name.
     removed: Items left out of each user's list, -1 filling the rows.
+    recommendable: Items that an ID may yield; all by default.
     seed: Of the draw.
   """
   width = predictions.item_index.shape[1]
-  buckets = shared_ids.Buckets.create(catalog)
+  buckets = shared_ids.Buckets.create(catalog, recommendable)
   expected = buckets.expected_ranks(predictions.item_index, targets, removed)
   drawn = None
   if catalog.shares_ids:
@@ -193,7 +194,7 @@ def measure(config: RunConfig, workdir: Workdir) -> report.Rows:
   """
   stored = prepare.load_data(workdir)
   embeddings, table = prepare.load_embeddings(workdir, stored)
-  sids, catalog = semantic_ids.load_sids(workdir)
+  live = live_catalog.load(workdir, stored)
   split = splits.leave_one_out(stored.interactions)
   examples = split.test
   populations = {report.ALL: np.ones(examples.num_examples, bool)}
@@ -201,15 +202,16 @@ def measure(config: RunConfig, workdir: Workdir) -> report.Rows:
   if later is not None:
     populations |= {report.LATER_DAY: later, report.SAME_DAY: ~later}
   targets = evaluator.targets(stored.interactions, examples)
-  predictions = predict_test(config, workdir, stored, sids, catalog, examples)
+  predictions = predict_test(config, workdir, stored, live, examples)
   rows = {
     report.GENERATOR: {
       form: generator_metrics(
         lists,
-        catalog,
+        live.sids,
         targets,
         populations,
         removed=denied_items(stored, examples)[form],
+        recommendable=live.recommendable,
         seed=config.seed,
       )
       for form, lists in predictions.items()

@@ -11,9 +11,11 @@ import rich.console
 import rich.table
 
 from gr_jax.core import checks
-from gr_jax.evaluation import evaluator
+from gr_jax.evaluation import evaluator, shared_ids
+from gr_jax.sids.sid_catalog import SidCatalog
+from gr_jax.sids.vocabulary import SidVocabulary
 from gr_jax.stages import generator as generator_stage
-from gr_jax.stages import prepare, semantic_ids
+from gr_jax.stages import live_catalog, prepare
 from gr_jax.stages.config import RunConfig
 from gr_jax.stages.workdir import Workdir
 from gr_jax.tasks import windows
@@ -72,10 +74,12 @@ def recommend(
     InputError: No trained generator yet, an unknown user or item.
   """
   stored = prepare.load_data(workdir)
-  sids, catalog = semantic_ids.load_sids(workdir)
+  live = live_catalog.load(workdir, stored)
   saved = workdir.load_child(
-    "generator", {"dataset": stored.artifact, "sids": sids}
+    "generator", {"dataset": stored.artifact, "sids": live.sids_artifact}
   )
+  stored = dataclasses.replace(stored, catalog=live.items)
+  catalog = live.sids
   history, user_id = _history(request, stored)
   generator = generator_stage.make_generator(config, catalog)
   vocabulary = generator.vocabulary
@@ -89,7 +93,7 @@ def recommend(
   recommend_fn = evaluator.make_recommend_fn(
     generator.model,
     vocabulary,
-    generator.trie,
+    live.trie(),
     beam_width=max(config.decoding.beam_width, request.top_k),
   )
   result = recommend_fn(
@@ -99,23 +103,34 @@ def recommend(
   )
   index = np.asarray(result.item_index)[0]
   scores = np.asarray(result.scores)[0]
-  keep = index >= 0
+  # An ID that several items share yields them all, with one score.
+  buckets = shared_ids.Buckets.create(catalog, live.recommendable)
+  ranked = [
+    (item, score)
+    for leader, score in zip(index, scores, strict=True)
+    if leader >= 0
+    for item in buckets.items_of(int(leader))
+    if item not in denied
+  ]
   found = [
     Recommendation(
       rank=rank,
       item_id=catalog.item_ids[item],
       title=stored.catalog.titles[item],
-      semantic_id=vocabulary.readable(
-        vocabulary.tokens_from_codes(catalog.codes[item])
-      ),
+      semantic_id=vocabulary.readable(_id_tokens(vocabulary, catalog, item)),
       score=round(float(score), 4),
     )
-    for rank, (item, score) in enumerate(
-      zip(index[keep][: request.top_k], scores[keep], strict=False), start=1
-    )
+    for rank, (item, score) in enumerate(ranked[: request.top_k], start=1)
   ]
   _show(request, stored, history, found)
   return found
+
+
+def _id_tokens(
+  vocabulary: SidVocabulary, catalog: SidCatalog, item: int
+) -> np.ndarray:
+  tokens = vocabulary.tokens_from_codes(catalog.codes[item])
+  return tokens[: catalog.lengths[item]]
 
 
 def _history(

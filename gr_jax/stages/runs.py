@@ -3,11 +3,13 @@
 from absl import logging
 
 from gr_jax.stages import (
+  appending,
   evaluation,
   generator,
   preemption,
   prepare,
   recommendation,
+  refitting,
   semantic_ids,
 )
 from gr_jax.stages.config import RunConfig
@@ -36,6 +38,39 @@ def tokenize(config: RunConfig, workdir: Workdir) -> None:
   tokenizer = semantic_ids.fit_tokenizer(config, workdir, embeddings, table)
   semantic_ids.make_sids(config, workdir, tokenizer, table)
   workdir.write_config(config)
+
+
+def refit(
+  config: RunConfig, workdir: Workdir, earlier: Workdir, *, stable: bool
+) -> None:
+  """Fits the tokenizer from an earlier run's; reports what IDs changed.
+
+  Raises:
+    InputError: As `refitting.refit`.
+  """
+  refitting.refit(config, workdir, earlier, stable=stable)
+
+
+def append(
+  config: RunConfig, workdir: Workdir, items: str, vectors: str = ""
+) -> None:
+  """Gives new items semantic IDs under the fitted tokenizer.
+
+  Raises:
+    InputError: As `appending.append`.
+  """
+  appending.append(config, workdir, items, vectors)
+
+
+def remove(
+  config: RunConfig, workdir: Workdir, item_ids: tuple[str, ...]
+) -> None:
+  """Takes items out of what is recommended.
+
+  Raises:
+    InputError: As `appending.remove`.
+  """
+  appending.remove(config, workdir, item_ids)
 
 
 def train(config: RunConfig, workdir: Workdir) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 
 from gr_jax.core import artifact, rng
 from gr_jax.embeddings.table import EmbeddingTable
@@ -40,7 +40,7 @@ def fit_tokenizer(
   Raises:
     InputError: The tokenizer refuses the embeddings.
   """
-  section = config.sections["tokenizer"] | {"seed": config.seed}
+  section = tokenizer_section(config)
   parents = {"embeddings": embeddings}
   kept = workdir.matching("tokenizer", section, parents)
   if kept is not None:
@@ -145,6 +145,16 @@ def make_sids(
     resolution.num_moved,
   )
   return saved, catalog
+
+
+def tokenizer_section(config: RunConfig) -> dict[str, Any]:
+  """The settings that decide the codes of given embeddings."""
+  return config.sections["tokenizer"] | {"seed": config.seed}
+
+
+def removed_codes(sids: artifact.Artifact) -> Int64[np.ndarray, "n"]:
+  """Returns the codes that the IDs leave out; see `hourglass`."""
+  return np.array(sids.metadata["removed_codes"], np.int64)
 
 
 def sids_section(config: RunConfig) -> dict[str, Any]:
