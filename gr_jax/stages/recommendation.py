@@ -109,7 +109,7 @@ def recommend(
     (item, score)
     for leader, score in zip(index, scores, strict=True)
     if leader >= 0
-    for item in buckets.items_of(int(leader))
+    for item in buckets.items_of(int(leader)).tolist()
     if item not in denied
   ]
   found = [

@@ -1,0 +1,64 @@
+"""The whole path on shared IDs and on IDs of different lengths."""
+
+import collections
+import json
+
+import numpy as np
+import pytest
+
+from configs import quickstart
+from gr_jax import stages
+from gr_jax.stages import live_catalog
+
+
+def _run(tmp_path, **sections):
+  config = quickstart.get_config("smoke")
+  config.training.update(num_steps=5, eval_every_steps=5)
+  config.optimizer.warmup_steps = 1
+  for name, values in sections.items():
+    if "name" in values:
+      config[name] = values
+    else:
+      config[name].update(values)
+  config = stages.RunConfig.from_dict(config.to_dict())
+  workdir = stages.Workdir(tmp_path / "run")
+  stages.pipeline(config, workdir)
+  request = stages.Request(
+    user="user00017", top_k=240, keep_history=True, as_json=True
+  )
+  found = stages.recommend(config, workdir, request)
+  # A beam as wide as the catalog returns every item, once.
+  assert len({item.item_id for item in found}) == len(found) == 240
+  assert np.all(np.diff([item.score for item in found]) <= 0)
+  report = json.loads((workdir.root / "report.json").read_text())
+  return live_catalog.load(workdir).sids, found, report
+
+
+@pytest.mark.parametrize("collisions", ["extra_level", "random_item"])
+def test_ids_of_different_lengths(collisions, tmp_path):
+  sids, found, report = _run(
+    tmp_path,
+    hourglass=dict(remove_top_codes=3),
+    collisions=dict(name=collisions),
+  )
+  longest = 4 if collisions == "extra_level" else 3
+  assert set(sids.lengths.tolist()) == {longest - 1, longest}
+  assert not any("pad" in item.semantic_id for item in found)
+  own = report["generator"]["nothing_removed"]["all"]
+  assert own["invalid_rate"] == 0
+  assert own["sid_level/recall@20"] >= own["recall@20"] - 1e-9
+
+
+def test_shared_ids(tmp_path):
+  sids, found, report = _run(tmp_path, collisions=dict(name="random_item"))
+  assert sids.shares_ids
+  # Items of one ID stand together, with one score.
+  scores = collections.defaultdict(set)
+  for item in found:
+    scores[item.semantic_id].add(item.score)
+  assert len(scores) < 240
+  assert all(len(values) == 1 for values in scores.values())
+  for form in report["generator"].values():
+    own = form["all"]
+    assert 0 <= own["sampled/recall@20"] <= own["sid_level/recall@20"]
+    assert own["recall@20"] <= own["sid_level/recall@20"]
