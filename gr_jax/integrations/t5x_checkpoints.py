@@ -40,8 +40,17 @@ def load_params(
   """
   folder, step = _find(pathlib.Path(path).absolute())
   with _manager(folder) as manager:
+    # As host arrays: the devices it was saved from need not be here.
+    names = manager.item_metadata(step)[_ITEM]
+    on_host = jax.tree.map(
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+      getattr(names, "tree", names),
+    )
     restored = manager.restore(
-      step, args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeRestore()})
+      step,
+      args=ocp.args.Composite(
+        **{_ITEM: ocp.args.PyTreeRestore(restore_args=on_host)}
+      ),
     )[_ITEM]
   if not isinstance(restored, dict) or "target" not in restored:
     raise checks.InputError(

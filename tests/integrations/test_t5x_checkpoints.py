@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gr_jax.core import checks
+from gr_jax.core import checks, mesh
 from gr_jax.integrations import t5x_checkpoints
 from gr_jax.models import EncoderDecoder, T5Config
 
@@ -44,6 +44,23 @@ def test_what_is_written_is_read(params, tmp_path):
     found_step, found = t5x_checkpoints.load_params(where, CONFIG)
     assert found_step == step
     jax.tree.map(np.testing.assert_array_equal, found, want)
+
+
+def test_what_many_devices_wrote_is_read(params, tmp_path):
+  over_all = mesh.batch_sharding(mesh.make_mesh(jax.devices()))
+  embedding = params["token_embedder"]["embedding"]  # [16, E], 2 rows each
+  split = {"embedding": jax.device_put(embedding, over_all)}
+  state = {"target": {**params, "token_embedder": split}}
+  with t5x_checkpoints._manager(tmp_path) as manager:
+    manager.save(
+      3,
+      args=t5x_checkpoints.ocp.args.Composite(
+        state=t5x_checkpoints.ocp.args.PyTreeSave(state)
+      ),
+    )
+  _, found = t5x_checkpoints.load_params(tmp_path, CONFIG)
+  assert isinstance(found["token_embedder"]["embedding"], np.ndarray)
+  jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
 def test_other_networks_and_folders_are_refused(params, tmp_path):
