@@ -277,11 +277,7 @@ class EncoderDecoder(nn.Module):
     Raises:
       InputError: Batch sizes differ, or only one of the segment ids is given.
     """
-    if inputs.shape[0] != decoder_inputs.shape[0]:
-      raise checks.InputError(
-        "inputs and decoder_inputs need one batch size; got "
-        f"{inputs.shape[0]} and {decoder_inputs.shape[0]}."
-      )
+    check_batch(inputs, decoder_inputs)
     if (input_segment_ids is None) != (decoder_segment_ids is None):
       raise checks.InputError(
         "Give input_segment_ids and decoder_segment_ids together, or neither."
@@ -318,9 +314,7 @@ class EncoderDecoder(nn.Module):
     self, inputs: Int[Array, "B S"], targets: Int[Array, "B T"]
   ) -> Float[Array, " B"]:
     """Returns log p(targets | inputs), padding (0) in targets not counted."""
-    log_probs = jax.nn.log_softmax(self(inputs, shift_right(targets)))
-    chosen = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)
-    return jnp.sum(jnp.where(targets != 0, chosen[..., 0], 0.0), axis=-1)
+    return log_likelihood(self(inputs, shift_right(targets)), targets)
 
   def start_decode(
     self, encoded: Float[Array, "B S E"], inputs: Int[Array, "B S"]
@@ -405,10 +399,32 @@ def norm(cfg: config_lib.T5Config) -> layers.RMSNorm:
   return layers.RMSNorm(cfg.emb_dim, cfg.activation_dtype)
 
 
+def log_likelihood(
+  logits: Float[Array, "B T V"], targets: Int[Array, "B T"]
+) -> Float[Array, " B"]:
+  """Sums log p(target) over the targets that are not padding."""
+  log_probs = jax.nn.log_softmax(logits)
+  chosen = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)
+  return jnp.sum(jnp.where(targets != 0, chosen[..., 0], 0.0), axis=-1)
+
+
 def shift_right(targets: Int[Array, "*batch T"]) -> Int[Array, "*batch T"]:
   """Returns decoder inputs: targets moved one position on, 0 first."""
   pad = [(0, 0)] * (targets.ndim - 1) + [(1, 0)]
   return jnp.pad(targets, pad)[..., :-1]
+
+
+def check_batch(inputs: jax.Array, decoder_inputs: jax.Array) -> None:
+  """Refuses inputs and decoder inputs of different batches.
+
+  Raises:
+    InputError: The batch sizes differ.
+  """
+  if inputs.shape[0] != decoder_inputs.shape[0]:
+    raise checks.InputError(
+      "inputs and decoder_inputs need one batch size; got "
+      f"{inputs.shape[0]} and {decoder_inputs.shape[0]}."
+    )
 
 
 def check_step(tokens: jax.Array, cache: Cache, level: int) -> None:

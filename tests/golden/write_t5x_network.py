@@ -1,4 +1,4 @@
-"""Rewrites t5x_network.json from T5X's own network; needs `import t5x`.
+"""Rewrites t5x_network.json from T5X's own networks; needs `import t5x`.
 
 python tests/golden/write_t5x_network.py
 """
@@ -44,31 +44,54 @@ def made_up_params(shapes: dict) -> dict:
   return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
+def decoder_only() -> dict:
+  """Returns names, shapes and logits of T5X's decoder-only example."""
+  from t5x.examples.decoder_only import network
+
+  sizes = {k: v for k, v in SIZES.items() if "_layers" not in k}
+  model = network.DecoderWrapper(
+    network.TransformerConfig(
+      **sizes, num_layers=2, mlp_activations=("gelu", "linear")
+    )
+  )
+  # Padding in front; the example masks where "targets" are 0.
+  length = INPUTS.shape[1]
+  prefix = np.stack([np.roll(row, length - np.sum(row > 0)) for row in INPUTS])
+  shifted = np.pad(TARGETS, ((0, 0), (1, 0)))[:, :-1]
+  tokens = np.concatenate([prefix, shifted], axis=1)
+  is_token = np.concatenate([prefix > 0, np.ones_like(TARGETS)], axis=1)
+  batch = (jnp.asarray(tokens), jnp.asarray(is_token, jnp.int32))
+  return measured(model, batch, TARGETS.shape[1])
+
+
+def measured(model, batch: tuple, num_outputs: int) -> dict:
+  """Returns names, shapes and the last positions' logits of a T5X network."""
+  shapes = jax.eval_shape(
+    lambda key: model.init({"params": key}, *batch, enable_dropout=False),
+    jax.random.key(0),
+  )["params"]
+  params = made_up_params(shapes)
+  logits = model.apply({"params": params}, *batch, enable_dropout=False)
+  leaves = jax.tree_util.tree_leaves_with_path(shapes)
+  return {
+    "shapes": {
+      "/".join(entry.key for entry in path): list(leaf.shape)
+      for path, leaf in leaves
+    },
+    "logits": np.round(np.asarray(logits[:, -num_outputs:]), 6).tolist(),
+  }
+
+
 def main() -> None:
-  """Writes names, shapes and logits of both variants."""
+  """Writes names, shapes and logits of all networks."""
   from t5x.examples.t5 import network
 
-  golden = {}
+  golden = {"decoder_only": decoder_only()}
   for name, variant in VARIANTS.items():
     model = network.Transformer(network.T5Config(**SIZES, **variant))
     shifted = np.pad(TARGETS, ((0, 0), (1, 0)))[:, :-1]
     batch = (jnp.asarray(INPUTS), jnp.asarray(shifted), jnp.asarray(TARGETS))
-    shapes = jax.eval_shape(
-      lambda key, model=model, batch=batch: model.init(
-        {"params": key}, *batch, enable_dropout=False
-      ),
-      jax.random.key(0),
-    )["params"]
-    params = made_up_params(shapes)
-    logits = model.apply({"params": params}, *batch, enable_dropout=False)
-    leaves = jax.tree_util.tree_leaves_with_path(shapes)
-    golden[name] = {
-      "shapes": {
-        "/".join(entry.key for entry in path): list(leaf.shape)
-        for path, leaf in leaves
-      },
-      "logits": np.round(np.asarray(logits), 6).tolist(),
-    }
+    golden[name] = measured(model, batch, TARGETS.shape[1])
   path = pathlib.Path(__file__).with_name("t5x_network.json")
   path.write_text(json.dumps(golden) + "\n")
 
