@@ -1,9 +1,11 @@
 """The device mesh, and where arrays lie on it. Knows no model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gr_jax.core import checks
@@ -37,7 +39,10 @@ def make_mesh(
       f"mesh data={data} x model={model} does not use the {count} devices; "
       "use data=-1 to take all."
     )
-  return Mesh(np.asarray(devices).reshape(data, model), (DATA, MODEL))
+  # On a TPU the grid follows the wires; elsewhere it is the order given, so
+  # that the model axis stays inside a host as long as it fits.
+  grid = mesh_utils.create_device_mesh((data, model), devices=list(devices))
+  return Mesh(grid, (DATA, MODEL))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -61,3 +66,114 @@ def check_batch(mesh: Mesh, batch_size: int, name: str = "batch_size") -> None:
       f"{name}={batch_size} is not a multiple of the {mesh.shape[DATA]} "
       "devices on the data axis."
     )
+
+
+def shard_by_rules(
+  mesh: Mesh,
+  axes: PartitionSpec,
+  shape: Sequence[int],
+  rules: Mapping[str, str | None],
+  name: str,
+) -> NamedSharding:
+  """Returns where an array lies whose axes have logical names.
+
+  >>> mesh = make_mesh(jax.devices()[:1])
+  >>> axes = PartitionSpec("embed", "mlp")
+  >>> shard_by_rules(mesh, axes, (8, 16), {"mlp": "model"}, "wi").spec
+  PartitionSpec(None, 'model')
+
+  Args:
+    mesh: The devices.
+    axes: A logical name for every axis.
+    shape: The array's.
+    rules: Logical names to mesh axes; a name that is missing, or maps to
+      None, is not split.
+    name: The array's, for messages.
+
+  Raises:
+    InputError: A rule names no mesh axis, an axis's size is no multiple of
+      its mesh axis, or two axes would lie on one mesh axis.
+  """
+  spec = [rules.get(axis) for axis in axes]
+  for axis, size, target in zip(axes, shape, spec, strict=True):
+    if target is None:
+      continue
+    checks.check_known(target, mesh.shape, f"mesh axis in rule {axis!r}:")
+    if size % mesh.shape[target]:
+      raise checks.InputError(
+        f"Axis {axis}={size} of parameter {name} is not a multiple of mesh "
+        f"{target}={mesh.shape[target]}; change the size or mesh.rules."
+      )
+  used = [target for target in spec if target is not None]
+  if len(set(used)) < len(used):
+    raise checks.InputError(
+      f"The rules put two axes {tuple(axes)} of parameter {name} on one mesh "
+      f"axis: {tuple(spec)}."
+    )
+  return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def without_data(sharding: NamedSharding) -> NamedSharding:
+  """Returns the sharding with nothing split over `data`.
+
+  Where parameters lie while they are used: an FSDP shard is gathered, a
+  tensor-parallel one stays.
+  """
+  spec = (None if axis == DATA else axis for axis in sharding.spec)
+  return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+
+
+def place(tree: Any, sharding: NamedSharding) -> Any:
+  """Puts arrays that every process holds whole on the mesh.
+
+  Args:
+    tree: Numeric arrays, the same on every process.
+    sharding: Where they shall lie.
+  """
+  if sharding.is_fully_addressable:
+    return jax.device_put(tree, sharding)
+
+  def put(x):
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+  return jax.tree.map(put, tree)
+
+
+def use_on(mesh: Mesh, params: Any) -> Any:
+  """Returns parameters as they lie while they are used on a mesh.
+
+  Parameters that lie on the mesh are gathered over `data`; others are
+  copied to every device.
+  """
+
+  def lies_here(x):
+    sharding = getattr(x, "sharding", None)
+    return isinstance(sharding, NamedSharding) and sharding.mesh == mesh
+
+  if not all(map(lies_here, jax.tree.leaves(params))):
+    return place(params, replicated(mesh))
+  wanted = jax.tree.map(lambda x: without_data(x.sharding), params)
+  return jax.jit(lambda p: p, out_shardings=wanted)(params)
+
+
+def to_host(tree: Any) -> Any:
+  """Returns whole arrays as numpy, on every process.
+
+  Every process must call it: shards on other hosts are gathered.
+  """
+
+  def spans_hosts(x):
+    return isinstance(x, jax.Array) and not (
+      x.is_fully_addressable or x.is_fully_replicated
+    )
+
+  leaves, treedef = jax.tree.flatten(tree)
+  far = [x for x in leaves if spans_hosts(x)]
+  if far:
+    gather = jax.jit(
+      lambda xs: xs, out_shardings=replicated(far[0].sharding.mesh)
+    )
+    gathered = iter(gather(far))
+    leaves = [next(gathered) if spans_hosts(x) else x for x in leaves]
+  return jax.tree.unflatten(treedef, jax.device_get(leaves))

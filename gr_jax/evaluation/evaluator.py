@@ -50,6 +50,7 @@ def make_recommend_fn(
   *,
   beam_width: int,
   constrained: bool = True,
+  mesh: Mesh | None = None,
 ) -> Recommend:
   """Returns a compiled function from inputs to ranked items.
 
@@ -62,6 +63,7 @@ def make_recommend_fn(
     trie: The catalog's semantic IDs.
     beam_width: W, the length of the lists.
     constrained: Whether only IDs of the catalog may be written.
+    mesh: The devices that hold the trie; None for one.
 
   Returns:
     (params, inputs int32 [B, S], denied items int32 [B, R] or None) ->
@@ -92,7 +94,10 @@ def make_recommend_fn(
       denied_items=denied_items,
     )
 
-  trie = jax.tree.map(jnp.asarray, trie)
+  if mesh is None:
+    trie = jax.tree.map(jnp.asarray, trie)
+  else:
+    trie = mesh_lib.place(trie, mesh_lib.replicated(mesh))
   return lambda params, inputs, denied_items: recommend(
     params, trie, inputs, denied_items
   )
@@ -116,7 +121,8 @@ def predict(
 
   Args:
     recommend: From `make_recommend_fn`.
-    params: The network's parameters.
+    params: The network's parameters, anywhere; those that lie on the mesh
+      stay split over its model axis.
     data: Device arrays, holding the examples to predict.
     layout: How histories become tokens.
     batch_size: Users decoded at once.
@@ -135,15 +141,14 @@ def predict(
     lambda data, index: windows.gather_batch(data, index, layout).inputs,
     out_shardings=mesh_lib.batch_sharding(mesh),
   )
-  everywhere = mesh_lib.replicated(mesh)
-  params = jax.device_put(params, everywhere)
-  data = jax.device_put(data, everywhere)
+  params = mesh_lib.use_on(mesh, params)
+  data = mesh_lib.place(data, mesh_lib.replicated(mesh))
   results = []
   with progress.bar(
     description, total=data.num_examples, unit="user"
   ) as advance:
     for start in range(0, data.num_examples, batch_size):
-      index = jnp.arange(start, start + batch_size, dtype=jnp.int32)
+      index = np.arange(start, start + batch_size, dtype=np.int32)
       count = min(batch_size, data.num_examples - start)
       denied = None
       if denied_items is not None:
@@ -152,9 +157,9 @@ def predict(
           ((0, batch_size - count), (0, 0)),
           constant_values=-1,
         )
-        denied = jax.device_put(rows, mesh_lib.batch_sharding(mesh))
+        denied = mesh_lib.place(rows, mesh_lib.batch_sharding(mesh))
       result = recommend(params, gather(data, index), denied)
-      host = jax.device_get((result.item_index, result.codes, result.scores))
+      host = mesh_lib.to_host((result.item_index, result.codes, result.scores))
       results.append([array[:count] for array in host])
       advance(count)
   item_index, codes, scores = (

@@ -9,17 +9,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from absl import logging
 from jax.sharding import Mesh
 
-from gr_jax.core import checks, metric_writer, progress, rng
+from gr_jax.core import checks, metric_writer, processes, progress, rng
 from gr_jax.core import mesh as mesh_lib
 from gr_jax.models.encoder_decoder import EncoderDecoder
 from gr_jax.tasks import windows
 from gr_jax.training import optimizer as optimizer_lib
+from gr_jax.training import partition
 from gr_jax.training import step as step_lib
 from gr_jax.training.checkpoint import Checkpointer
-from gr_jax.training.state import init_state
+from gr_jax.training.state import TrainState, init_state
 
 
 class DivergedError(ArithmeticError):
@@ -89,8 +91,11 @@ def train(
   checkpointer: Checkpointer,
   writer_folder: str,
   stop_requested: Callable[[], bool] = lambda: False,
+  rules: Mapping[str, str] = partition.RULES["replicated"],
 ) -> TrainResult | None:
   """Trains until done, resuming from the newest checkpoint there is.
+
+  Of several processes all call it alike; the first writes the metrics.
 
   Args:
     model: The network.
@@ -103,7 +108,9 @@ def train(
     validate: Parameters to metrics; must hold `selection_metric`.
     checkpointer: Where states are kept.
     writer_folder: Where scalars are written.
-    stop_requested: Asked after every dispatch; True saves and returns.
+    stop_requested: Asked after every dispatch; True on any process saves and
+      returns on all.
+    rules: Logical axes to mesh axes: how parameters and optimizer are split.
 
   Returns:
     The result, or None when stopped on request before the end.
@@ -118,6 +125,9 @@ def train(
       "No training examples: every user has too few items before the last two."
     )
   optimizer = optimizer_lib.make_optimizer(optimizer_config, config.num_steps)
+  shardings, make_state = _planned_state(
+    model, optimizer, layout, mesh, rules, key
+  )
   run_steps = step_lib.make_train_steps(
     model,
     optimizer,
@@ -126,11 +136,10 @@ def train(
     batch_size=config.batch_size,
     num_steps=config.steps_per_dispatch,
     label_smoothing=config.label_smoothing,
+    shardings=shardings,
   )
-  everywhere = mesh_lib.replicated(mesh)
-  data = jax.device_put(data, everywhere)
-  params = init_params(model, layout, key=key)
-  state = jax.device_put(init_state(params, optimizer), everywhere)
+  data = mesh_lib.place(data, mesh_lib.replicated(mesh))
+  state = make_state()
   facts = {"best_value": -math.inf, "best_step": 0, "stale": 0, "done": False}
   restored = checkpointer.restore(state)
   if restored is not None:
@@ -138,9 +147,7 @@ def train(
   step, started = int(state.step), time.perf_counter()
   logging.info("Training from step %d of %d.", step, config.num_steps)
   with (
-    contextlib.closing(
-      metric_writer.MetricWriter(writer_folder, start_step=step)
-    ) as writer,
+    _open_writer(writer_folder, step) as writer,
     progress.bar("training", total=config.num_steps, completed=step) as advance,
   ):
     note = ""
@@ -169,9 +176,10 @@ def train(
         if facts["best_step"] == step:
           checkpointer.save_best(state)
         note = f" best {config.selection_metric} {facts['best_value']:.4f}"
-      writer.write(step, scalars)
+      if writer is not None:
+        writer.write(step, scalars)
       advance(config.steps_per_dispatch, note=f"loss {metrics.loss:.3f}{note}")
-      stopping = stop_requested()
+      stopping = processes.any_of(stop_requested())
       if due or stopping:
         checkpointer.save(state, facts)
       if stopping:
@@ -200,6 +208,36 @@ def _judge(
   stale = facts["stale"] + 1
   done = bool(config.patience) and stale >= config.patience
   return facts | {"stale": stale, "done": done}
+
+
+def _open_writer(
+  folder: str, step: int
+) -> contextlib.AbstractContextManager[metric_writer.MetricWriter | None]:
+  """Opens the metrics on the first process, nothing on the others."""
+  if not processes.is_first():
+    return contextlib.nullcontext()
+  return contextlib.closing(metric_writer.MetricWriter(folder, start_step=step))
+
+
+def _planned_state(
+  model: EncoderDecoder,
+  optimizer: optax.GradientTransformation,
+  layout: windows.WindowLayout,
+  mesh: Mesh,
+  rules: Mapping[str, str],
+  key: jax.Array,
+) -> tuple[TrainState, Callable[[], TrainState]]:
+  """Returns where the first state will lie, and a function that makes it.
+
+  It is made in place: no device ever holds more than its shards.
+  """
+
+  def make(k):
+    return init_state(init_params(model, layout, key=k), optimizer)
+
+  shapes = jax.eval_shape(make, key)
+  shardings = partition.state_shardings(shapes, mesh, rules)
+  return shardings, lambda: jax.jit(make, out_shardings=shardings)(key)
 
 
 def init_params(

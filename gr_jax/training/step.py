@@ -61,6 +61,7 @@ def make_train_steps(
   batch_size: int,
   num_steps: int,
   label_smoothing: float = 0.0,
+  shardings: TrainState | None = None,
 ) -> Callable[
   [TrainState, windows.TrainingData, jax.Array],
   tuple[TrainState, StepMetrics],
@@ -75,6 +76,8 @@ def make_train_steps(
     batch_size: Examples an update, over all devices.
     num_steps: Updates a call.
     label_smoothing: Share of the target probability spread evenly.
+    shardings: Where the state's arrays lie, from
+      `partition.state_shardings`; None leaves it to the compiler.
 
   Returns:
     (state, data, key) -> (state, metrics); the state is donated. `key` is the
@@ -85,8 +88,13 @@ def make_train_steps(
   """
   mesh_lib.check_batch(mesh, batch_size)
   over_data = mesh_lib.batch_sharding(mesh)
+  constrain = jax.lax.with_sharding_constraint
+  if shardings is not None:
+    in_use = jax.tree.map(mesh_lib.without_data, shardings.params)
 
   def loss_fn(params, batch, dropout_key):
+    if shardings is not None:
+      params = constrain(params, in_use)
     logits = model.apply(
       {"params": params},
       batch.inputs,
@@ -111,11 +119,13 @@ def make_train_steps(
         batch_size=batch_size,
         num_examples=num_examples,
       )
-      index = jax.lax.with_sharding_constraint(index, over_data)
-      batch = windows.gather_batch(data, index, layout)
+      index = constrain(index, over_data)
+      batch = constrain(windows.gather_batch(data, index, layout), over_data)
       grads, terms = jax.grad(loss_fn, has_aux=True)(
         state.params, batch, jax.random.fold_in(dropout_key, state.step)
       )
+      if shardings is not None:
+        grads = constrain(grads, shardings.params)
       updates, opt_state = optimizer.update(
         grads, state.opt_state, state.params
       )
@@ -134,7 +144,10 @@ def make_train_steps(
     state, metrics = jax.lax.scan(update, state, length=num_steps)
     return state, jax.tree.map(jnp.mean, metrics)
 
-  return jax.jit(run, donate_argnums=0)
+  if shardings is None:
+    return jax.jit(run, donate_argnums=0)
+  everywhere = mesh_lib.replicated(mesh)
+  return jax.jit(run, donate_argnums=0, out_shardings=(shardings, everywhere))
 
 
 def check_run_length(num_steps: int, batch_size: int) -> None:
