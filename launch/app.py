@@ -4,6 +4,7 @@ import logging as std_logging
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -13,13 +14,39 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from gr_jax import stages
-from gr_jax.core import progress
+from gr_jax.core import artifact, progress
+from launch import rendezvous
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Settings of the run; --config.x.y=... changes one."
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of the run's artifacts, made if missing."
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator",
+  os.environ.get("GR_JAX_COORDINATOR", ""),
+  "HOST:PORT of process 0 where a job has several; 'auto' asks the cluster.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes",
+  int(os.environ.get("GR_JAX_NUM_PROCESSES", "1")),
+  "Processes of the job, on all hosts.",
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", int(os.environ.get("GR_JAX_PROCESS_ID", "0")), "This one's."
+)
+_START_TIMEOUT = flags.DEFINE_integer(
+  "start_timeout_seconds", 300, "How long to wait for the other processes."
+)
+_HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
+  "heartbeat_timeout_seconds", 100, "When a silent process counts as dead."
+)
+_COMPILATION_CACHE = flags.DEFINE_string(
+  "compilation_cache",
+  "",
+  "Folder of compiled programs that runs share; default: the environment "
+  "variable JAX_COMPILATION_CACHE_DIR, or none.",
 )
 
 
@@ -28,7 +55,8 @@ def run(main: Callable[[stages.RunConfig, stages.Workdir], None]) -> None:
 
   Input that a user can mend ends in one line and exit status 2, anything
   else in a traceback. Without --config the settings that the workdir was
-  made with are used.
+  made with are used. With --num_processes (or --coordinator=auto) it first
+  joins the other processes of its job; all must have the same settings.
 
   Args:
     main: Takes the settings and the workdir.
@@ -39,6 +67,8 @@ def run(main: Callable[[stages.RunConfig, stages.Workdir], None]) -> None:
       _refuse(f"Unknown argument {argv[1]!r}; settings are --config.x=...")
     _set_up_logging()
     try:
+      if _COMPILATION_CACHE.value:
+        jax.config.update("jax_compilation_cache_dir", _COMPILATION_CACHE.value)
       if not _WORKDIR.value:
         raise stages.InputError("Where to? Give --workdir=FOLDER.")
       workdir = stages.Workdir(pathlib.Path(_WORKDIR.value))
@@ -47,15 +77,59 @@ def run(main: Callable[[stages.RunConfig, stages.Workdir], None]) -> None:
         if _CONFIG.value is None
         else stages.RunConfig.from_dict(_CONFIG.value.to_dict())
       )
+      _join(config)
       main(config, workdir)
     except (stages.InputError, stages.DivergedError) as error:
       _refuse(str(error))
     except stages.Stopped as stopped:
       sys.stderr.write(f"{stopped}\n")
       sys.exit(143)  # what SIGTERM would have given
+    except Exception:  # noqa: BLE001: shown in full, below
+      if not _is_distributed():
+        raise
+      traceback.print_exc()
+      # An orderly exit waits for the other processes, which wait for this one
+      # in a collective; gone, it is missed and they end, too.
+      sys.stderr.flush()
+      os._exit(1)
 
   jax.config.config_with_absl()
   app.run(start, flags_parser=_parse_flags)
+
+
+def _is_distributed() -> bool:
+  return _NUM_PROCESSES.value > 1 or _COORDINATOR.value == "auto"
+
+
+def _join(config: stages.RunConfig) -> None:
+  """Joins the job's other processes, if there are any.
+
+  Raises:
+    InputError: A process is missing, or has other settings.
+  """
+  if not _is_distributed():
+    progress.enable()
+    return
+  options = {"heartbeat_timeout_seconds": _HEARTBEAT_TIMEOUT.value}
+  if _COORDINATOR.value == "auto":
+    jax.distributed.initialize(
+      initialization_timeout=_START_TIMEOUT.value, **options
+    )
+  else:
+    job = rendezvous.Job(
+      coordinator=_COORDINATOR.value,
+      num_processes=_NUM_PROCESSES.value,
+      process_id=_PROCESS_ID.value,
+      timeout_seconds=_START_TIMEOUT.value,
+    )
+    rendezvous.meet(job, artifact.hash_config(config.sections))
+    jax.distributed.initialize(
+      job.coordinator, job.num_processes, job.process_id, **options
+    )
+  if jax.process_index() == 0:
+    progress.enable()
+  else:  # the first process speaks for all
+    logging.set_verbosity(logging.WARNING)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -92,4 +166,3 @@ def _set_up_logging() -> None:
       or record.levelno >= std_logging.WARNING
     )
   )
-  progress.enable()

@@ -84,6 +84,16 @@ def _digest(array: np.ndarray) -> str:
   return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8)).hexdigest()
 
 
+def hash_arrays(arrays: Mapping[str, np.ndarray]) -> str:
+  """Returns the sha256 of named arrays, the same for equal content."""
+  return hash_config(
+    {
+      name: [str(array.dtype), list(array.shape), _digest(array)]
+      for name, array in arrays.items()
+    }
+  )
+
+
 def _file_name(name: str) -> str:
   return name.replace("/", ".") + ".npy"
 

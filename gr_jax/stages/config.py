@@ -11,6 +11,7 @@ from gr_jax.models.config import T5Config
 from gr_jax.sids import collisions
 from gr_jax.sids.hourglass import Hourglass
 from gr_jax.stages.build import build, construct
+from gr_jax.training import partition
 from gr_jax.training.loop import TrainingConfig
 from gr_jax.training.optimizer import OptimizerConfig
 
@@ -96,10 +97,22 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """How devices are arranged; -1 takes all that are left."""
+  """How devices are arranged, and parameters over them; changes no result.
+
+  Attributes:
+    data: Ways that batches are split; -1 takes all devices that are left.
+    model: Ways that parameters are split by "tensor" rules.
+    rules: Which parameters are split over what, a name of
+      `partition.RULES`: "replicated", "tensor", "fsdp" or "fsdp_tensor".
+  """
 
   data: int = -1
   model: int = 1
+  rules: str = "tensor"
+
+  def __post_init__(self):
+    """Refuses rules that do not exist."""
+    checks.check_known(self.rules, partition.RULES, "mesh.rules")
 
 
 SECTIONS = (

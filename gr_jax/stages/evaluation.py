@@ -8,7 +8,7 @@ import numpy as np
 import rich.console
 from jaxtyping import Bool, Int, Int32
 
-from gr_jax.core import artifact, rng
+from gr_jax.core import artifact, processes, rng
 from gr_jax.data import splits
 from gr_jax.embeddings.table import EmbeddingTable
 from gr_jax.evaluation import (
@@ -54,12 +54,14 @@ def predict_test(
       for form in report.FORMS
     }
   generator = generator_stage.make_generator(config, live.sids)
+  mesh = generator_stage.make_mesh(config)
   recommend = evaluator.make_recommend_fn(
     generator.model,
     generator.vocabulary,
     live.trie(),
     beam_width=config.decoding.beam_width,
     constrained=config.decoding.constrained,
+    mesh=mesh,
   )
   params = generator_stage.load_params(saved)
   data = windows.training_data(
@@ -72,7 +74,7 @@ def predict_test(
       data,
       generator.layout,
       batch_size=config.evaluation.batch_size,
-      mesh=generator_stage.make_mesh(config),
+      mesh=mesh,
       denied_items=items,
       description=f"decoding, {form.replace('_', ' ')}",
     )
@@ -244,6 +246,8 @@ def evaluate(config: RunConfig, workdir: Workdir) -> report.Rows:
     InputError: No trained generator yet, or one of another catalog.
   """
   rows = measure(config, workdir)
+  if not processes.is_first():
+    return rows
   (workdir.root / "report.json").write_text(json.dumps(rows, indent=1) + "\n")
   (workdir.root / "report.md").write_text(report.markdown(rows))
   report.show(rows, rich.console.Console())

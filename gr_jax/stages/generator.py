@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from gr_jax.core import artifact, rng
+from gr_jax.core import artifact, processes, rng
 from gr_jax.core import mesh as mesh_lib
 from gr_jax.data import splits
 from gr_jax.decoding import trie as trie_lib
@@ -23,7 +23,7 @@ from gr_jax.stages.config import RunConfig
 from gr_jax.stages.prepare import StoredDataset
 from gr_jax.stages.workdir import Workdir
 from gr_jax.tasks import windows
-from gr_jax.training import loop
+from gr_jax.training import loop, partition
 from gr_jax.training.checkpoint import Checkpointer
 
 # A vocabulary that is a multiple of this splits evenly over devices and
@@ -71,6 +71,19 @@ def make_mesh(config: RunConfig) -> Mesh:
   )
 
 
+def check_devices(config: RunConfig) -> None:
+  """Refuses a mesh or batches that the devices cannot share, before any work.
+
+  Raises:
+    InputError: Naming the axis or the batch.
+  """
+  mesh = make_mesh(config)
+  mesh_lib.check_batch(mesh, config.training.batch_size, "training.batch_size")
+  mesh_lib.check_batch(
+    mesh, config.evaluation.batch_size, "evaluation.batch_size"
+  )
+
+
 def train(
   config: RunConfig,
   workdir: Workdir,
@@ -99,6 +112,8 @@ def train(
   """
   section = _section(config)
   parents = {"dataset": stored.artifact, "sids": sids}
+  fingerprint = artifact.hash_config([section, stored.artifact.hash, sids.hash])
+  processes.check_same("configuration or catalog", fingerprint)
   kept = workdir.matching("generator", section, parents)
   if kept is not None:
     return kept
@@ -121,9 +136,7 @@ def train(
   )
   checkpointer = Checkpointer(
     workdir.training / "checkpoints",
-    fingerprint=artifact.hash_config(
-      [section, stored.artifact.hash, sids.hash]
-    ),
+    fingerprint=fingerprint,
   )
   try:
     result = loop.train(
@@ -138,16 +151,19 @@ def train(
       checkpointer=checkpointer,
       writer_folder=str(workdir.training),
       stop_requested=stop_requested,
+      rules=partition.RULES[config.mesh.rules],
     )
   finally:
     checkpointer.close()
   if result is None:
     return None
-  params = flax.traverse_util.flatten_dict(result.params, sep="/")
+  params = flax.traverse_util.flatten_dict(
+    mesh_lib.to_host(result.params), sep="/"
+  )
   saved = workdir.save(
     "generator",
     section,
-    {name: np.asarray(value) for name, value in params.items()},
+    params,
     parents,
     metadata={
       "best_step": result.best_step,
@@ -187,6 +203,7 @@ def _validator(
     generator.vocabulary,
     generator.trie,
     beam_width=config.validation.beam_width,
+    mesh=mesh,
   )
   data = windows.with_examples(data, examples)
   targets = evaluator.targets(stored.interactions, examples)

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 from absl import logging
 
-from gr_jax.core import artifact, rng
+from gr_jax.core import artifact, processes, rng
 from gr_jax.data import Interactions, ItemCatalog, splits
 from gr_jax.data.dataset import Dataset
 from gr_jax.embeddings.table import EmbeddingTable
@@ -35,14 +35,17 @@ def prepare_data(
     The data set as stored, and as read (with the vectors beside it).
 
   Raises:
-    InputError: The reader refuses the files, or a user has under 3 items.
+    InputError: The reader refuses the files, a user has under 3 items, or
+      the job's processes read different data.
   """
-  dataset = config.data.load()
-  splits.leave_one_out(dataset.interactions)  # refuses too short histories
+  with processes.together():
+    dataset = config.data.load()
+    splits.leave_one_out(dataset.interactions)  # refuses too short histories
   arrays = artifact.prefixed(dataset.catalog.to_arrays(), "catalog")
   arrays |= artifact.prefixed(dataset.interactions.to_arrays(), "interactions")
   # The path is where the content lay, not what it is.
   section = {k: v for k, v in config.sections["data"].items() if k != "path"}
+  processes.check_same("data set", artifact.hash_arrays(arrays))
   users, items, interactions = dataset.counts
   stored = workdir.save(
     "dataset",

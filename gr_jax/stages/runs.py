@@ -80,6 +80,7 @@ def train(config: RunConfig, workdir: Workdir) -> None:
     InputError: No semantic IDs yet, or settings that do not fit.
     Stopped: On SIGTERM or SIGINT, after the checkpoint.
   """
+  generator.check_devices(config)
   stored = prepare.load_data(workdir)
   sids, catalog = semantic_ids.load_sids(workdir)
   workdir.write_config(config)
@@ -107,6 +108,7 @@ def pipeline(config: RunConfig, workdir: Workdir) -> None:
     InputError: As the stages.
     Stopped: As `train`.
   """
+  generator.check_devices(config)
   embed(config, workdir)
   tokenize(config, workdir)
   train(config, workdir)

@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import logging
 
-from gr_jax.core import artifact, checks
+from gr_jax.core import artifact, checks, processes
 from gr_jax.stages.config import RunConfig
 
 _CONFIG = "config.json"
@@ -16,7 +16,11 @@ _CONFIG = "config.json"
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-  """The folder of one run; each stage writes one artifact in it."""
+  """The folder of one run; each stage writes one artifact in it.
+
+  Of a job's processes the first writes and the others read what it wrote, so
+  the folder must be one that all of them see.
+  """
 
   root: pathlib.Path
 
@@ -31,6 +35,8 @@ class Workdir:
 
   def write_config(self, config: RunConfig) -> None:
     """Stores the settings, for mains that are started without a config."""
+    if not processes.is_first():
+      return
     self.root.mkdir(parents=True, exist_ok=True)
     text = json.dumps(dict(config.sections), indent=1, sort_keys=True)
     (self.root / _CONFIG).write_text(text + "\n")
@@ -86,8 +92,23 @@ class Workdir:
 
     Returns:
       The artifact, verified; None if it is missing, damaged, or was made
-      from other settings or parents.
+      from other settings or parents. Process 0 decides for all.
+
+    Raises:
+      InputError: Another process cannot read what process 0 found.
     """
+    kept = None
+    if processes.is_first():
+      kept = self._matching(kind, config, parents)
+    found = processes.first_decides(kept is not None)
+    with processes.together():
+      if found and kept is None:
+        kept = self.load(kind)
+    return kept
+
+  def _matching(
+    self, kind: str, config: Any, parents: Mapping[str, artifact.Artifact]
+  ) -> artifact.Artifact | None:
     try:
       manifest = artifact.read_manifest(self.path(kind), kind=kind)
     except checks.InputError:
@@ -115,12 +136,23 @@ class Workdir:
     parents: Mapping[str, artifact.Artifact],
     metadata: Mapping[str, Any] | None = None,
   ) -> artifact.Artifact:
-    """Writes the artifact of this kind, replacing an older one."""
-    return artifact.save(
-      self.path(kind),
-      kind=kind,
-      config=config,
-      arrays=arrays,
-      parents={name: parent.hash for name, parent in parents.items()},
-      metadata=metadata,
-    )
+    """Writes the artifact of this kind, replacing an older one.
+
+    Raises:
+      InputError: Another process cannot read what process 0 wrote.
+    """
+    saved = None
+    if processes.is_first():
+      saved = artifact.save(
+        self.path(kind),
+        kind=kind,
+        config=config,
+        arrays=arrays,
+        parents={name: parent.hash for name, parent in parents.items()},
+        metadata=metadata,
+      )
+    processes.wait(f"saved {kind}")
+    with processes.together():
+      if saved is None:
+        saved = self.load(kind)
+    return saved
