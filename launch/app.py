@@ -110,7 +110,11 @@ def _join(config: stages.RunConfig) -> None:
   if not _is_distributed():
     progress.enable()
     return
-  options = {"heartbeat_timeout_seconds": _HEARTBEAT_TIMEOUT.value}
+  options = {
+    "heartbeat_timeout_seconds": _HEARTBEAT_TIMEOUT.value,
+    # Whoever ends early waits this long for the others.
+    "shutdown_timeout_seconds": _HEARTBEAT_TIMEOUT.value,
+  }
   if _COORDINATOR.value == "auto":
     jax.distributed.initialize(
       initialization_timeout=_START_TIMEOUT.value, **options
@@ -124,7 +128,12 @@ def _join(config: stages.RunConfig) -> None:
     )
     rendezvous.meet(job, artifact.hash_config(config.sections))
     jax.distributed.initialize(
-      job.coordinator, job.num_processes, job.process_id, **options
+      job.coordinator,
+      job.num_processes,
+      job.process_id,
+      # Asked under Slurm, JAX would take one GPU a process.
+      cluster_detection_method="deactivate",
+      **options,
     )
   if jax.process_index() == 0:
     progress.enable()

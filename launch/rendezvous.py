@@ -14,6 +14,7 @@ import time
 from gr_jax import stages
 
 _RETRY_SECONDS = 0.2
+_HEAR_SECONDS = 5  # a process speaks as soon as it is connected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,22 +83,32 @@ def _gather(job: Job, settings_hash: str) -> str:
       server.settimeout(max(deadline - time.monotonic(), 0.01))
       try:
         end, _ = server.accept()
-        end.settimeout(max(deadline - time.monotonic(), 0.01))
-        with end.makefile("r") as lines:
-          told = json.loads(lines.readline())
-        process = told["process_id"]
       except TimeoutError:
         break
-      except (ValueError, KeyError, TypeError, OSError):
-        continue  # not one of ours: a port scan, a health check
+      told = _hear(end)
+      if told is None:
+        end.close()
+        continue
       open_ends.append(end)
+      process, settings = told
       twice = process if process in hashes else None
-      hashes[process] = told["settings"]
+      hashes[process] = settings
     refusal = _judge(job, hashes, twice)
     for end in open_ends:
       with end:
         end.sendall(json.dumps({"refusal": refusal}).encode() + b"\n")
   return refusal
+
+
+def _hear(end: socket.socket) -> tuple[int, str] | None:
+  """Returns who is there with which settings; None for a stranger."""
+  end.settimeout(_HEAR_SECONDS)
+  try:
+    with end.makefile("r") as lines:
+      told = json.loads(lines.readline(1_000))
+    return int(told["process_id"]), str(told["settings"])
+  except (ValueError, KeyError, TypeError, OSError):
+    return None  # a port scan, a health check
 
 
 def _judge(job: Job, hashes: dict[int, str], twice: int | None) -> str:

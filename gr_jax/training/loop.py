@@ -125,7 +125,7 @@ def train(
       "No training examples: every user has too few items before the last two."
     )
   optimizer = optimizer_lib.make_optimizer(optimizer_config, config.num_steps)
-  shardings, make_state = _planned_state(
+  shardings, make_state = planned_state(
     model, optimizer, layout, mesh, rules, key
   )
   run_steps = step_lib.make_train_steps(
@@ -219,7 +219,7 @@ def _open_writer(
   return contextlib.closing(metric_writer.MetricWriter(folder, start_step=step))
 
 
-def _planned_state(
+def planned_state(
   model: EncoderDecoder,
   optimizer: optax.GradientTransformation,
   layout: windows.WindowLayout,
@@ -230,6 +230,17 @@ def _planned_state(
   """Returns where the first state will lie, and a function that makes it.
 
   It is made in place: no device ever holds more than its shards.
+
+  Args:
+    model: The network.
+    optimizer: Whose state belongs to the parameters.
+    layout: Lengths to initialize with.
+    mesh: The devices.
+    rules: Logical axes to mesh axes.
+    key: The run's root key.
+
+  Raises:
+    InputError: A mesh axis that does not divide a parameter's axis.
   """
 
   def make(k):

@@ -21,6 +21,8 @@ class World:
   model: EncoderDecoder
   layout: windows.WindowLayout
   data: windows.TrainingData
+  catalog: SidCatalog
+  vocabulary: SidVocabulary
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +60,8 @@ def world():
     ),
     layout=windows.WindowLayout.create(catalog, vocabulary, max_history=4),
     data=windows.training_data(interactions, catalog, vocabulary, examples),
+    catalog=catalog,
+    vocabulary=vocabulary,
   )
 
 

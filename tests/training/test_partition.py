@@ -1,0 +1,143 @@
+"""Parameters split by rules: same numbers on every mesh, smaller shards."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from gr_jax.core import checks
+from gr_jax.core import mesh as mesh_lib
+from gr_jax.decoding import trie as trie_lib
+from gr_jax.evaluation import evaluator
+from gr_jax.training import loop, optimizer, partition, step
+from gr_jax.training.state import init_state
+
+CONFIG = optimizer.OptimizerConfig(learning_rate=1e-2, warmup_steps=2)
+NUM_DEVICES = 8
+
+
+@pytest.fixture(scope="module")
+def model(world):
+  """The world's network with axes that 8 divides, without dropout."""
+  config = world.model.config
+  settings = vars(config) | {"vocab_size": 16, "dropout_rate": 0.0}
+  return world.model.clone(config=config.__class__(**settings))
+
+
+def _train(world, model, mesh, rules, num_steps=3):
+  chain = optimizer.make_optimizer(CONFIG, 100)
+  shardings, make_state = loop.planned_state(
+    model, chain, world.layout, mesh, rules, jax.random.key(7)
+  )
+  run = step.make_train_steps(
+    model, chain, world.layout, mesh, batch_size=16, num_steps=1,
+    shardings=shardings,
+  )  # fmt: skip
+  state, rows = make_state(), []
+  data = mesh_lib.place(world.data, mesh_lib.replicated(mesh))
+  for _ in range(num_steps):
+    state, metrics = run(state, data, jax.random.key(8))
+    rows.append(jax.tree.leaves(jax.device_get(metrics)))
+  assert run._cache_size() == 1
+  return state, np.asarray(rows)
+
+
+@pytest.fixture(scope="module")
+def alone(world, model, one_device):
+  return _train(world, model, one_device, {})
+
+
+@pytest.mark.parametrize(
+  ("data", "tensor", "rules"),
+  [
+    (8, 1, "fsdp"),
+    (4, 2, "fsdp_tensor"),
+    (2, 4, "tensor"),
+    (1, 8, "fsdp_tensor"),
+  ],
+)
+def test_every_mesh_trains_as_one_device(
+  world, model, alone, data, tensor, rules
+):
+  mesh = mesh_lib.make_mesh(
+    jax.devices()[:NUM_DEVICES], data=data, model=tensor
+  )
+  state, rows = _train(world, model, mesh, partition.RULES[rules])
+  want_state, want_rows = alone
+  np.testing.assert_allclose(rows, want_rows, rtol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+    jax.device_get(state.params),
+    jax.device_get(want_state.params),
+  )
+  # The rules did something: each device holds its part, moments included.
+  ways = 1
+  ways *= data if "fsdp" in rules else 1
+  ways *= tensor if "tensor" in rules else 1
+  moments = state.opt_state[1][0].mu
+  for tree in (state.params, moments):
+    kernel = tree["encoder"]["layers_0"]["mlp"]["wo"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // ways
+  # And evaluation reads the parameters as they lie.
+  want = _predict(world, model, want_state.params, mesh_lib.make_mesh(
+    jax.devices()[:1]))  # fmt: skip
+  got = _predict(world, model, state.params, mesh)
+  np.testing.assert_array_equal(want.item_index, got.item_index)
+  np.testing.assert_allclose(want.scores, got.scores, atol=1e-4)
+
+
+def _predict(world, model, params, mesh):
+  trie = trie_lib.build_trie(world.catalog.codes, world.catalog.codebook_sizes)
+  recommend = evaluator.make_recommend_fn(
+    model, world.vocabulary, trie, beam_width=4, mesh=mesh
+  )
+  data = jax.tree.map(np.asarray, world.data)
+  data = data.replace(
+    user_index=data.user_index[:20],
+    history_start=data.history_start[:20],
+    target_position=data.target_position[:20],
+  )
+  return evaluator.predict(
+    recommend, params, data, world.layout, batch_size=16, mesh=mesh
+  )
+
+
+def test_fsdp_gathers_parameters_and_keeps_moments_apart(world, model):
+  mesh = mesh_lib.make_mesh(jax.devices()[:NUM_DEVICES])
+  chain = optimizer.make_optimizer(CONFIG, 100)
+  shapes = jax.eval_shape(
+    lambda k: init_state(
+      loop.init_params(model, world.layout, key=k), chain
+    ),
+    jax.random.key(0),
+  )  # fmt: skip
+  shardings = partition.state_shardings(
+    shapes, mesh, partition.RULES["fsdp_tensor"]
+  )
+  wo = shardings.params["encoder"]["layers_0"]["mlp"]["wo"]["kernel"]
+  assert wo.spec == PartitionSpec("model", "data")
+  assert mesh_lib.without_data(wo).spec == PartitionSpec("model", None)
+  assert shardings.opt_state[1][0].nu["token_embedder"]["embedding"].spec == (
+    PartitionSpec("model", "data")
+  )
+  assert shardings.step.spec == PartitionSpec()
+  assert shardings.opt_state[1][0].count.spec == PartitionSpec()
+
+
+def test_refusals():
+  mesh = mesh_lib.make_mesh(jax.devices()[:8], data=2, model=4)
+
+  def shard(rules, shape=(8, 8)):
+    axes = PartitionSpec("embed", "mlp")
+    return mesh_lib.shard_by_rules(mesh, axes, shape, rules, "wi")
+
+  with pytest.raises(checks.InputError, match="Axis mlp=6 of parameter wi is"):
+    shard({"mlp": "model"}, (8, 6))
+  with pytest.raises(checks.InputError, match="Unknown mesh axis in rule"):
+    shard({"mlp": "modle"})
+  with pytest.raises(checks.InputError, match="two axes .* on one mesh axis"):
+    shard({"mlp": "model", "embed": "model"})
+  with pytest.raises(checks.InputError, match="model=3 does not divide"):
+    mesh_lib.make_mesh(jax.devices()[:8], model=3)
+  with pytest.raises(checks.InputError, match="data=3 x model=1 does not use"):
+    mesh_lib.make_mesh(jax.devices()[:8], data=3)
