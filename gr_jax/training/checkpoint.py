@@ -13,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-from gr_jax.core import checks
+from gr_jax.core import checks, processes
 from gr_jax.training.state import TrainState
 
 
@@ -87,12 +87,8 @@ class Checkpointer:
     """
     steps = sorted(self._latest.all_steps(), reverse=True)
     for step in steps:
-      try:
-        facts = self._latest.restore(
-          step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())
-        ).facts
-      except (OSError, ValueError, KeyError) as error:
-        logging.warning("Checkpoint %d cannot be read: %s", step, error)
+      facts = self._read(step, "facts", ocp.args.JsonRestore())
+      if facts is None:
         continue
       if facts.pop("fingerprint") != self._fingerprint:
         raise checks.InputError(
@@ -100,13 +96,8 @@ class Checkpointer:
           "or catalog; choose another --workdir or delete that folder."
         )
       abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-      try:
-        state = self._latest.restore(
-          step,
-          args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),
-        ).state
-      except (OSError, ValueError, KeyError) as error:
-        logging.warning("Checkpoint %d cannot be read: %s", step, error)
+      state = self._read(step, "state", ocp.args.StandardRestore(abstract))
+      if state is None:
         continue
       for late in [s for s in steps if s > step]:
         self._latest.delete(late)
@@ -117,6 +108,17 @@ class Checkpointer:
         "folder to start over."
       )
     return None
+
+  def _read(self, step: int, part: str, how: Any) -> Any:
+    """Returns a part of a checkpoint, None where any process cannot read it."""
+    found = None
+    try:
+      found = self._latest.restore(
+        step, args=ocp.args.Composite(**{part: how})
+      )[part]
+    except (OSError, ValueError, KeyError) as error:
+      logging.warning("Checkpoint %d cannot be read: %s", step, error)
+    return None if processes.any_of(found is None) else found
 
   def restore_best(self, template: Any) -> tuple[int, Any]:
     """Returns the step and the parameters of the best validation.
