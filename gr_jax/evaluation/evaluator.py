@@ -20,7 +20,7 @@ from gr_jax.models.encoder_decoder import EncoderDecoder
 from gr_jax.sids.vocabulary import SidVocabulary
 from gr_jax.tasks import windows
 
-Recommend = Callable[[Any, jax.Array, jax.Array | None], BeamResult]
+Recommend = Callable[..., BeamResult]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ def make_recommend_fn(
     trie = jax.tree.map(jnp.asarray, trie)
   else:
     trie = mesh_lib.place(trie, mesh_lib.replicated(mesh))
-  return lambda params, inputs, denied_items: recommend(
+  return lambda params, inputs, denied_items=None: recommend(
     params, trie, inputs, denied_items
   )
 
