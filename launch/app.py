@@ -84,7 +84,7 @@ def run(main: Callable[[stages.RunConfig, stages.Workdir], None]) -> None:
     except stages.Stopped as stopped:
       sys.stderr.write(f"{stopped}\n")
       sys.exit(143)  # what SIGTERM would have given
-    except Exception:  # noqa: BLE001: shown in full, below
+    except Exception:  # noqa: BLE001 (shown in full, below)
       if not _is_distributed():
         raise
       traceback.print_exc()

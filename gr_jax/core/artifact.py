@@ -4,8 +4,9 @@
                            each array's shape, dtype and sha256
     <path>/<name>.npy      one file an array
 
-An artifact's hash is that of its manifest, and with it that of its content,
-its configuration and, through `parents`, everything that it was built from.
+An artifact's hash is that of its manifest without the metadata, which may tell
+how long the work took: equal content, configuration and parents give an equal
+hash, and through `parents` it covers everything that it was built from.
 """
 
 import dataclasses
@@ -175,7 +176,7 @@ def _assemble(
     arrays=arrays,
     parents=manifest["parents"],
     metadata=manifest["metadata"],
-    hash=hash_config(manifest),
+    hash=hash_config({k: v for k, v in manifest.items() if k != "metadata"}),
   )
 
 

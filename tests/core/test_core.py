@@ -90,6 +90,14 @@ def test_artifact_round_trip_and_hash(tmp_path):
   assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
 
 
+def test_metadata_does_not_enter_the_hash(tmp_path):
+  kwargs = {"kind": "thing", "config": {}, "arrays": {"x": np.ones(2)}}
+  fast = artifact.save(tmp_path / "a", **kwargs, metadata={"seconds": 1.0})
+  slow = artifact.save(tmp_path / "b", **kwargs, metadata={"seconds": 2.0})
+  assert fast.hash == slow.hash
+  assert artifact.load(tmp_path / "b", kind="thing").hash == slow.hash
+
+
 def test_artifact_refusals(tmp_path):
   with pytest.raises(checks.InputError, match="No thing at"):
     artifact.load(tmp_path / "none", kind="thing")
