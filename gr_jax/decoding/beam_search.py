@@ -169,7 +169,7 @@ def _denied(trie, denied_items, item_mask, batch_size):
       f"{name} needs one row a request; got {given.shape[0]} rows, "
       f"{batch_size=}."
     )
-  if denied_items is not None:
+  if denied_items is not None and denied_items.shape[1]:
     return denial.deny_list(trie, denied_items)
   if item_mask.shape[1] != trie.catalog_size:
     raise InputError(

@@ -99,6 +99,8 @@ def test_denying_nothing_changes_nothing_and_all_leaves_nothing():
   nothing = _search(model, tree, 5, denied_items=nothing)
   for name in (field.name for field in dataclasses.fields(plain)):
     np.testing.assert_array_equal(getattr(plain, name), getattr(nothing, name))
+  none = _search(model, tree, 5, jnp.zeros((BATCH, 0), jnp.int32))
+  np.testing.assert_array_equal(plain.item_index, none.item_index)
   every = jnp.broadcast_to(jnp.arange(9, dtype=jnp.int32)[None], (BATCH, 9))
   result = _search(model, tree, 5, denied_items=every)
   assert not result.valid.any()
