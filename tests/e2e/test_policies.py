@@ -34,6 +34,7 @@ def _run(tmp_path, **sections):
   return live_catalog.load(workdir).sids, found, report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("collisions", ["extra_level", "random_item"])
 def test_ids_of_different_lengths(collisions, tmp_path):
   sids, found, report = _run(
