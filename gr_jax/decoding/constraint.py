@@ -4,6 +4,8 @@ Codes in this file are *stored* codes: with `trie.has_end` 0 means that the ID
 ends and code c is c + 1, else they are the catalog's codes.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -16,36 +18,45 @@ from gr_jax.decoding import trie as trie_lib
 class Children:
   """All children of some nodes, padded to the level's largest family."""
 
-  code: jax.Array  # int32 [B, W, M], stored codes
-  node: jax.Array  # int32 [B, W, M], nodes of the next depth
-  exists: jax.Array  # bool [B, W, M]
+  code: Any  # int32 [B, W, M], stored codes
+  node: Any  # int32 [B, W, M], nodes of the next depth
+  exists: Any  # bool [B, W, M]
+
+
+def range_start(extra: Any, index: Int[Array, "*S"]) -> Int[Array, "*S"]:
+  """Returns where the range of a node starts; see `trie.TrieLevel`."""
+  if extra is None:
+    return index
+  return index + extra[index].astype(jnp.int32)
 
 
 def children(level: trie_lib.TrieLevel, node: Int[Array, "B W"]) -> Children:
   """Lists every node's children in ascending order of code."""
-  if level.child_start is None:
-    child, exists = node[..., None], jnp.ones((*node.shape, 1), bool)
+  start = range_start(level.child_extra, node)
+  if level.max_children == 1:
+    child, exists = start[..., None], jnp.ones((*node.shape, 1), bool)
   else:
-    start, end = level.child_start[node], level.child_start[node + 1]
-    child = (
-      start[..., None]
-      + jnp.arange(level.max_children, dtype=jnp.int32)[None, None]
-    )  # [B, W, M]
+    end = range_start(level.child_extra, node + 1)
+    place = jnp.arange(level.max_children, dtype=jnp.int32)[None, None]
+    child = start[..., None] + place  # [B, W, M]
     exists = child < end[..., None]
     child = jnp.minimum(child, level.num_children - 1)
   return Children(level.child_code[child].astype(jnp.int32), child, exists)
 
 
-def allowed(
+def allowed_words(
   level: trie_lib.TrieLevel, node: Int[Array, "B W"]
-) -> Bool[Array, "B W K"]:
-  """Returns which stored codes continue each node."""
+) -> UInt32[Array, "B W G"]:
+  """Returns the codes that continue each node, one bit each, 32 a word."""
   if level.child_bits is not None:
-    return unpack_bits(level.child_bits[node])[..., : level.width]
+    return level.child_bits[node]
   family = children(level, node)
-  codes = jnp.arange(level.width, dtype=jnp.int32)
-  hits = family.code[..., None] == codes[None, None, None]  # [B, W, M, K]
-  return jnp.any(hits & family.exists[..., None], axis=2)
+  words = jnp.zeros((*node.shape, -(-level.width // 32)), jnp.uint32)
+  b = jnp.arange(node.shape[0])[:, None, None]
+  w = jnp.arange(node.shape[1])[None, :, None]
+  bit = jnp.uint32(1) << (family.code & 31).astype(jnp.uint32)
+  bit = jnp.where(family.exists, bit, jnp.uint32(0))
+  return words.at[b, w, family.code >> 5].add(bit)
 
 
 def allowed_log_probs(
@@ -53,8 +64,13 @@ def allowed_log_probs(
   node: Int[Array, "B W"],
   log_probs: Float[Array, "B W K"],
 ) -> Float[Array, "B W K"]:
-  """Sets the log-probability of codes that continue no ID to -inf."""
-  return jnp.where(allowed(level, node), log_probs, -jnp.inf)
+  """Sets the log-probability of codes that continue no ID to -inf.
+
+  The plain form of what the search does inside its selection, for decoding
+  loops of others.
+  """
+  allowed = unpack_bits(allowed_words(level, node))[..., : level.width]
+  return jnp.where(allowed, log_probs, -jnp.inf)
 
 
 def child_node(
@@ -78,20 +94,19 @@ def child_node(
 
 def _rank(level, node, code):
   """Child = first child + number of siblings with a smaller code."""
-  words = level.child_bits[node]  # [B, W, words]
+  words = level.child_bits[node]  # [B, W, G]
   word, bit = code >> 5, (code & 31).astype(jnp.uint32)
   below = (jnp.uint32(1) << bit) - jnp.uint32(1)
   index = jnp.arange(words.shape[-1], dtype=jnp.int32)[None, None]
-  full = jnp.uint32(0xFFFFFFFF)
   mask = jnp.where(
     index < word[..., None],
-    full,
+    jnp.uint32(0xFFFFFFFF),
     jnp.where(index == word[..., None], below[..., None], jnp.uint32(0)),
   )
   smaller = jax.lax.population_count(words & mask).astype(jnp.int32)
-  start = level.child_start[node] if level.child_start is not None else node
-  own = jnp.take_along_axis(words, word[..., None], axis=-1)[..., 0]
-  return start + jnp.sum(smaller, axis=-1), ((own >> bit) & 1) == 1
+  own = jnp.where(index == word[..., None], (words >> bit[..., None]) & 1, 0)
+  start = range_start(level.child_extra, node)
+  return start + jnp.sum(smaller, axis=-1), jnp.sum(own, axis=-1) == 1
 
 
 def unpack_bits(words: UInt32[Array, "*S G"]) -> Bool[Array, "*S K"]:
@@ -105,15 +120,21 @@ def unpack_bits(words: UInt32[Array, "*S G"]) -> Bool[Array, "*S K"]:
 def leaf_item_range(
   trie: trie_lib.Trie, leaf: Int[Array, "*S"]
 ) -> tuple[Int[Array, "*S"], Int[Array, "*S"]]:
-  """Returns where a leaf's items lie in `item_order`, and how many they are.
+  """Returns a leaf's first sorted position and its number of items.
 
-  A leaf of -1 (no ID) holds no items: its count is 0.
+  `item_at` turns positions start, start + 1, ... into items. A leaf of -1 (no
+  ID) holds no items: its count is 0.
   """
   inside = leaf >= 0
   leaf = jnp.maximum(leaf, 0)
-  if trie.leaf_start is None:
-    start, count = leaf, jnp.ones_like(leaf)
-  else:
-    start = trie.leaf_start[leaf]
-    count = trie.leaf_start[leaf + 1] - start
+  extra = trie.levels[-1].item_extra
+  start = range_start(extra, leaf)
+  count = range_start(extra, leaf + 1) - start
   return start, jnp.where(inside, count, 0)
+
+
+def item_at(
+  trie: trie_lib.Trie, position: Int[Array, "*S"]
+) -> Int[Array, "*S"]:
+  """Returns the item index at each position of the sorted catalog."""
+  return position if trie.item_order is None else trie.item_order[position]

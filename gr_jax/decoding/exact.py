@@ -4,12 +4,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Float
 
 from gr_jax.core.checks import InputError
 from gr_jax.decoding import constraint, scoring
 from gr_jax.decoding import trie as trie_lib
 from gr_jax.decoding.beam_search import TokensToLogits
+
+
+@struct.dataclass
+class _Prefixes:
+  """All prefixes of one depth; P_l of them."""
+
+  score: Any  # float32 [B, P_l]
+  token: Any  # int32 [P_l], each prefix's last
+  parent: Any  # int32 [P_l], its place in `cache`
+  done: Any  # bool [P_l], the ID ended before
+  cache: Any  # pytree [B, P_{l-1}, ...], after the parents' tokens
 
 
 def exact_scores(
@@ -37,7 +49,8 @@ def exact_scores(
 
   Returns:
     float32 [B, N]: log p(ID of item i), with log p(EOS) where the vocabulary
-    appends it. Items that share an ID share its score.
+    appends it. Items that share an ID share its score; items removed from the
+    trie have -inf.
 
   Raises:
     InputError: `chunk_size` < 1, or a vocabulary of another catalog.
@@ -51,15 +64,13 @@ def exact_scores(
     batch_size=batch_size,
     chunk_size=chunk_size,
   )
-  leaf = jnp.arange(trie.num_items, dtype=jnp.int32)
-  if trie.leaf_start is not None:
-    count = trie.leaf_start[1:] - trie.leaf_start[:-1]
-    leaf = jnp.repeat(
-      jnp.arange(trie.num_leaves, dtype=jnp.int32),
-      count,
-      total_repeat_length=trie.num_items,
-    )
-  return leaf_scores[:, leaf[trie.item_position]]
+  leaf = _repeat_by(trie.levels[-1].item_extra, trie.num_leaves, trie.num_items)
+  scores = leaf_scores[:, leaf]  # [B, num_items], sorted
+  if trie.item_position is None:
+    return scores
+  present = trie.item_position >= 0
+  scores = scores[:, jnp.maximum(trie.item_position, 0)]
+  return jnp.where(present[None], scores, -jnp.inf)
 
 
 def exact_leaf_scores(
@@ -76,79 +87,101 @@ def exact_leaf_scores(
   if chunk_size < 1:
     raise InputError(f"chunk_size must be at least 1; got {chunk_size}.")
   trie = jax.tree.map(jnp.asarray, trie)
-  num_levels = trie.num_levels
-  score = jnp.zeros((batch_size, 1), jnp.float32)
-  tokens = jnp.zeros((1,), jnp.int32)  # [P_l], last token of each prefix
-  parent = jnp.zeros((1,), jnp.int32)  # [P_l], into the cache
-  done = jnp.zeros((1,), bool)
-  for l in range(num_levels + vocabulary.append_eos):
-    is_end = l == num_levels
-    level = None if is_end else trie.levels[l]
-    num_nodes = score.shape[1]
-    size = min(chunk_size, num_nodes)
-    num_chunks = -(-num_nodes // size)
-    keep_cache = l + 1 < num_levels + vocabulary.append_eos
-    num_children = num_nodes if is_end else level.num_children
-
-    def run_chunk(carry, chunk, l=l, level=level, size=size, **_):
-      next_score, next_cache = carry
-      # The last chunk reaches back and repeats what its neighbor computed.
-      begin = jnp.minimum(chunk * size, num_nodes - size)
-      nodes = begin + jnp.arange(size, dtype=jnp.int32)
-      own_cache = jax.tree.map(lambda x: x[:, parent[nodes]], cache)
-      own_tokens = jnp.broadcast_to(tokens[nodes][None], (batch_size, size))
-      logits, own_cache = tokens_to_logits(own_tokens, own_cache, l)
-      scoring.check_logits(logits, batch_size, size, vocabulary)
-      logits = logits.astype(jnp.float32)
-      log_norm = scoring.log_normalizer(logits)
-      own_score = score[:, nodes]
-      if level is None:
-        gain = logits[..., vocabulary.eos_id] - log_norm
-        gain = jnp.where(done[nodes][None], 0.0, gain)
-        next_score = next_score.at[:, nodes].set(own_score + gain)
-      else:
-        family = constraint.children(level, nodes[None])
-        code = jnp.broadcast_to(
-          family.code, (batch_size, *family.code.shape[1:])
-        )
-        gain = scoring.chosen_logits(trie, vocabulary, l, logits, code)
-        gain = gain - log_norm[..., None]  # [B, chunk, M]
-        gain = jnp.where(done[nodes][None, :, None], 0.0, gain)
-        child = jnp.where(family.exists, family.node, num_children)[0]
-        next_score = next_score.at[:, child.reshape(-1)].set(
-          (own_score[..., None] + gain).reshape(batch_size, -1), mode="drop"
-        )
-      if next_cache is not None:
-        next_cache = jax.tree.map(
-          lambda x, y: x.at[:, nodes].set(y), next_cache, own_cache
-        )
-      return (next_score, next_cache), None
-
-    next_score = jnp.full((batch_size, num_children), -jnp.inf, jnp.float32)
-    next_cache = None
-    if keep_cache:
-      next_cache = jax.tree.map(
-        lambda x: jnp.zeros((x.shape[0], num_nodes, *x.shape[2:]), x.dtype),
-        cache,
-      )
-    (score, cache), _ = jax.lax.scan(
-      run_chunk,
-      (next_score, next_cache),
-      jnp.arange(num_chunks, dtype=jnp.int32),
+  last = trie.num_levels - 1 + int(vocabulary.append_eos)
+  zeros = jnp.zeros((1,), jnp.int32)
+  prefixes = _Prefixes(
+    score=jnp.zeros((batch_size, 1), jnp.float32),
+    token=zeros,
+    parent=zeros,
+    done=jnp.zeros((1,), bool),
+    cache=cache,
+  )
+  for l in range(last + 1):
+    score, cache = _run_level(
+      tokens_to_logits,
+      trie,
+      vocabulary,
+      l,
+      prefixes,
+      chunk_size=chunk_size,
+      keep_cache=l < last,
     )
-    if is_end:
-      break
-    stored = level.child_code.astype(jnp.int32)
-    tokens = scoring.code_tokens(trie, vocabulary, l, stored)
-    done = (stored == 0) if trie.has_end else jnp.zeros(stored.shape, bool)
-    parent = _parents(level)
-  return score
+    if l == trie.num_levels:
+      return score
+    level = trie.levels[l]
+    code = level.child_code.astype(jnp.int32)
+    prefixes = _Prefixes(
+      score=score,
+      token=scoring.code_tokens(trie, vocabulary, l, code),
+      parent=_repeat_by(level.child_extra, level.num_nodes, level.num_children),
+      done=(code == 0) & trie.has_end,
+      cache=cache,
+    )
+  return prefixes.score
 
 
-def _parents(level):
-  """Returns each child's node, int32 [P_{l+1}]."""
-  nodes = jnp.arange(level.num_nodes, dtype=jnp.int32)
-  if level.child_start is None:
-    return nodes
-  count = level.child_start[1:] - level.child_start[:-1]
-  return jnp.repeat(nodes, count, total_repeat_length=level.num_children)
+def _run_level(
+  tokens_to_logits, trie, vocabulary, l, prefixes, *, chunk_size, keep_cache
+):
+  """Returns the children's scores [B, P_{l+1}] and the prefixes' cache.
+
+  Past the last level the "children" are the IDs themselves, ended by EOS.
+  """
+  batch_size, num_nodes = prefixes.score.shape
+  level = trie.levels[l] if l < trie.num_levels else None
+  num_children = num_nodes if level is None else level.num_children
+  size = min(chunk_size, num_nodes)
+
+  def run_chunk(carry, chunk):
+    child_score, own_cache = carry
+    # The last chunk reaches back and repeats what its neighbor computed.
+    begin = jnp.minimum(chunk * size, num_nodes - size)
+    nodes = begin + jnp.arange(size, dtype=jnp.int32)
+    cache = jax.tree.map(lambda x: x[:, prefixes.parent[nodes]], prefixes.cache)
+    tokens = jnp.broadcast_to(prefixes.token[nodes][None], (batch_size, size))
+    logits, cache = tokens_to_logits(tokens, cache, l)
+    scoring.check_logits(logits, batch_size, size, vocabulary)
+    logits = logits.astype(jnp.float32)
+    log_norm = scoring.log_normalizer(logits)[..., None]  # [B, chunk, 1]
+    if level is None:
+      child = nodes[:, None]
+      gain = logits[..., vocabulary.eos_id, None] - log_norm
+    else:
+      family = constraint.children(level, nodes[None])
+      child = jnp.where(family.exists, family.node, num_children)[0]
+      code = jnp.broadcast_to(family.code, (batch_size, *child.shape))
+      beam = jnp.arange(size, dtype=jnp.int32)[None, :, None]
+      gain = (
+        scoring.logits_at(trie, vocabulary, l, logits, beam, code) - log_norm
+      )
+    gain = jnp.where(prefixes.done[nodes][None, :, None], 0.0, gain)
+    total = prefixes.score[:, nodes][..., None] + gain  # [B, chunk, M]
+    child_score = child_score.at[:, child.reshape(-1)].set(
+      total.reshape(batch_size, -1), mode="drop"
+    )
+    if keep_cache:
+      own_cache = jax.tree.map(
+        lambda x, y: x.at[:, nodes].set(y), own_cache, cache
+      )
+    return (child_score, own_cache), None
+
+  child_score = jnp.full((batch_size, num_children), -jnp.inf, jnp.float32)
+  own_cache = None
+  if keep_cache:
+    own_cache = jax.tree.map(
+      lambda x: jnp.zeros((x.shape[0], num_nodes, *x.shape[2:]), x.dtype),
+      prefixes.cache,
+    )
+  chunks = jnp.arange(-(-num_nodes // size), dtype=jnp.int32)
+  return jax.lax.scan(run_chunk, (child_score, own_cache), chunks)[0]
+
+
+def _repeat_by(extra, num_ranges, total):
+  """Returns the range that each of `total` entries lies in, int32 [total]."""
+  index = jnp.arange(num_ranges + 1, dtype=jnp.int32)
+  if extra is None:
+    return index[:-1]
+  start = constraint.range_start(extra, index)
+  return jnp.repeat(
+    index[:-1], start[1:] - start[:-1], total_repeat_length=total
+  )

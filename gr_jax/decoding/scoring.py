@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from gr_jax.core.checks import InputError
+from gr_jax.core.checks import InputError, check_known
 from gr_jax.decoding import trie as trie_lib
+
+NORMALIZERS = ("auto", "two_pass", "one_pass")
 
 
 @runtime_checkable
@@ -70,9 +72,50 @@ def check_logits(
     )
 
 
-def log_normalizer(logits: Float[Array, "B W V"]) -> Float[Array, "B W"]:
-  """Returns log sum exp over the vocabulary, float32."""
-  return jax.nn.logsumexp(logits, axis=-1)
+def log_normalizer(
+  logits: Float[Array, "B W V"], *, method: str = "auto"
+) -> Float[Array, "B W"]:
+  """Returns log sum exp over the vocabulary, float32.
+
+  Args:
+    logits: Float32 logits.
+    method: "two_pass" reads the row for its maximum and again for the sum;
+      "one_pass" carries both through one reduction, which halves the traffic
+      of the largest array there is. "auto": two passes on CPU, else one.
+
+  Raises:
+    InputError: Unknown method.
+  """
+  check_known(method, NORMALIZERS, "normalizer")
+  if method == "auto":
+    method = "two_pass" if jax.default_backend() == "cpu" else "one_pass"
+  return _two_pass(logits) if method == "two_pass" else _one_pass(logits)
+
+
+def _two_pass(logits):
+  top = jnp.max(logits, axis=-1)
+  top = jnp.where(jnp.abs(top) < jnp.inf, top, jnp.zeros_like(top))
+  return top + jnp.log(jnp.sum(jnp.exp(logits - top[..., None]), axis=-1))
+
+
+def _one_pass(logits):
+  """Reduces pairs (maximum m, sum of exp(x - m)), Milakov and Gimelshein 2018.
+
+  arXiv:1805.02867, equation 4, with one exponential a merge.
+  """
+
+  def merge(left, right):
+    (m1, s1), (m2, s2) = left, right
+    scale = jnp.exp(-jnp.abs(m1 - m2))
+    is_first = m1 >= m2
+    total = jnp.where(is_first, s1 + s2 * scale, s2 + s1 * scale)
+    return jnp.maximum(m1, m2), total
+
+  # A finite start: -inf - -inf would not be a number.
+  start = (jnp.float32(-1e38), jnp.float32(0))
+  pairs = (logits, jnp.ones_like(logits))
+  top, total = jax.lax.reduce(pairs, start, merge, (logits.ndim - 1,))
+  return top + jnp.log(total)
 
 
 def code_tokens(
@@ -100,13 +143,22 @@ def level_logits(
   return jnp.concatenate([end, own], axis=-1)
 
 
-def chosen_logits(
+def logits_at(
   trie: trie_lib.Trie,
   vocabulary: TokenLayout,
   level: int,
   logits: Float[Array, "B W V"],
-  code: Int[Array, "B W M"],
-) -> Float[Array, "B W M"]:
-  """Returns the logits of some stored codes of each beam."""
-  tokens = code_tokens(trie, vocabulary, level, code)
-  return jnp.take_along_axis(logits, tokens, axis=-1, mode="clip")
+  beam: Int[Array, "#B C 1"],
+  code: Int[Array, "B C M"],
+) -> Float[Array, "B C M"]:
+  """Gathers the logits of stored codes of some beams.
+
+  Codes past the level's last give an arbitrary logit, to be masked.
+  """
+  batch, _, size = logits.shape
+  tokens = jnp.minimum(code_tokens(trie, vocabulary, level, code), size - 1)
+  index = (beam * size + tokens).reshape(batch, -1)
+  flat = logits.reshape(batch, -1)
+  return jnp.take_along_axis(
+    flat, index, axis=1, mode="promise_in_bounds"
+  ).reshape(code.shape)

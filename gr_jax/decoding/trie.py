@@ -5,6 +5,10 @@ node's number is its rank. A child's number is therefore the position of its
 edge in the level: an edge stores its code and nothing else, no next node. The
 items under any node are a contiguous range of the sorted catalog.
 
+A range starts at or after its node's own number, since no node is empty. Only
+the difference is stored ("extra"), in the smallest dtype, and not at all where
+every node has one child: most of a large catalog's deep levels.
+
 An ID that ends after d < L codes is stored as a full path: codes move up by
 one and 0 stands for "ends here", repeated down to depth L (`has_end`). So every
 ID is a leaf of depth L, an ID sorts before its extensions, and a finished beam
@@ -28,19 +32,22 @@ NARROW_CHILDREN = 64
 # however many they are.
 DENSE_BYTES = 1 << 30
 
+_LEVEL_ARRAYS = ("child_extra", "child_code", "child_bits", "item_extra")
+
 
 @struct.dataclass
 class TrieLevel:
   """Edges from depth l to depth l + 1; P_l nodes lead to P_{l+1} children.
 
-  Arrays that are the identity are None: `child_start` where every node has
-  exactly one child, `item_start` where every child holds exactly one item.
+  The children of node p are p + child_extra[p] up to, not including,
+  p + 1 + child_extra[p + 1]; `item_extra` gives the sorted items of each
+  child in the same way. None stands for all zeros.
   """
 
-  child_start: Any  # int32 [P_l + 1], or None: child of node p is p
+  child_extra: Any  # uint8/16/32 [P_l + 1], or None: the child of p is p
   child_code: Any  # uint8/16/32 [P_{l+1}], ascending among siblings
   child_bits: Any  # uint32 [P_l, words], bit c set: c is a child; or None
-  item_start: Any  # int32 [P_{l+1} + 1], sorted items of a child; or None
+  item_extra: Any  # uint8/16/32 [P_{l+1} + 1], or None: one item a child
   num_nodes: int = struct.field(pytree_node=False)  # P_l
   num_children: int = struct.field(pytree_node=False)  # P_{l+1}
   max_children: int = struct.field(pytree_node=False)  # M, of one node
@@ -52,25 +59,23 @@ class Trie:
   """A catalog's semantic IDs as flat arrays; host or device, a pytree.
 
   Leaves are the P_L distinct IDs in sorted order, an ID before those that
-  extend it. `item_order` lists item indices by leaf, then by item index.
+  extend it. The items of a leaf lie side by side, lowest item index first.
   """
 
   levels: tuple[TrieLevel, ...]
-  leaf_start: Any  # int32 [P_L + 1] into item_order; None: one item a leaf
-  item_order: Any  # int32 [N], item index at each sorted position
-  item_position: Any  # int32 [N], the inverse of item_order
+  # Item index at each sorted position and its inverse, -1 for items that were
+  # removed; both None where the catalog was sorted already.
+  item_order: Any  # int32 [num_items] or None
+  item_position: Any  # int32 [catalog_size] or None
   codebook_sizes: tuple[int, ...] = struct.field(pytree_node=False)
   has_end: bool = struct.field(pytree_node=False)  # IDs of unequal length
+  num_items: int = struct.field(pytree_node=False)  # that can be decoded
+  catalog_size: int = struct.field(pytree_node=False)  # N, removed included
 
   @property
   def num_levels(self) -> int:
     """L, the most codes an ID has."""
     return len(self.levels)
-
-  @property
-  def num_items(self) -> int:
-    """N."""
-    return self.item_order.shape[0]
 
   @property
   def num_leaves(self) -> int:
@@ -87,18 +92,23 @@ def build_trie(
   codes: Int[np.ndarray, "N L"],
   codebook_sizes: tuple[int, ...],
   *,
+  item_index: Int[np.ndarray, "R"] | None = None,
+  catalog_size: int | None = None,
   narrow_children: int = NARROW_CHILDREN,
   dense_bytes: int = DENSE_BYTES,
 ) -> Trie:
   """Builds the trie; any row order, rows may repeat (items sharing an ID).
 
   >>> trie = build_trie(np.array([[1, 0], [0, 2], [0, 2]]), (2, 3))
-  >>> trie.item_order.tolist(), trie.leaf_start.tolist()
-  ([1, 2, 0], [0, 2, 3])
+  >>> trie.num_leaves, trie.item_order.tolist()
+  (2, [1, 2, 0])
 
   Args:
     codes: int [N, L], row i is item i's ID; -1 after its last code.
     codebook_sizes: K_l of each level.
+    item_index: The items that the rows are, ascending, where the trie holds
+      only some of a catalog; None: all, in order.
+    catalog_size: Items of the catalog, held or not; with `item_index`.
     narrow_children: Most children of a node for which a level has no bitmask.
     dense_bytes: Largest bitmask of one level, in bytes.
 
@@ -107,41 +117,83 @@ def build_trie(
 
   Raises:
     InputError: No items, a wrong number of levels, a code outside its
-      codebook, an ID without codes, or a code after an ID's end.
+      codebook, an ID without codes, a code after an ID's end, or item
+      indices that do not ascend within the catalog.
   """
   codebook_sizes = tuple(int(k) for k in codebook_sizes)
-  _check_codes(codes, codebook_sizes)
+  check_codes(codes, codebook_sizes)
   has_end = bool((codes[:, -1] < 0).any())
-  widths = tuple(k + has_end for k in codebook_sizes)
-  order, columns = _sort_rows(codes, widths, has_end)
-  num_items = len(order)
-
-  # new[i]: sorted row i starts a new node of the depth reached so far.
-  new = np.zeros(num_items, bool)
-  new[0] = True
-  starts, level_codes, item_starts = [], [], []
-  for column in columns:
-    parent_new = new.copy()
-    new[1:] |= column[1:] != column[:-1]
-    rows = np.flatnonzero(new)  # [P_{l+1}]
-    starts.append(_offsets(np.flatnonzero(parent_new[rows]), len(rows)))
-    level_codes.append(column[rows])
-    item_starts.append(_offsets(rows, num_items))
-  levels = tuple(
-    _make_level(start, code, item_start, width, narrow_children, dense_bytes)
-    for start, code, item_start, width in zip(
-      starts, level_codes, item_starts, widths, strict=True
-    )
+  order, columns = sort_rows(codes, codebook_sizes, has_end)
+  if item_index is None:
+    catalog_size = len(order)
+  else:
+    _check_item_index(item_index, len(order), catalog_size)
+    order = item_index[order]
+  return from_sorted(
+    order,
+    columns,
+    codebook_sizes,
+    has_end,
+    catalog_size,
+    narrow_children=narrow_children,
+    dense_bytes=dense_bytes,
   )
-  position = np.empty(num_items, np.int32)
-  position[order] = np.arange(num_items, dtype=np.int32)
+
+
+def from_sorted(
+  order: Int[np.ndarray, "N"],
+  columns: list[np.ndarray],
+  codebook_sizes: tuple[int, ...],
+  has_end: bool,
+  catalog_size: int,
+  *,
+  narrow_children: int = NARROW_CHILDREN,
+  dense_bytes: int = DENSE_BYTES,
+) -> Trie:
+  """Builds the trie of rows that are sorted already; linear in their number.
+
+  Args:
+    order: Item index of each row.
+    columns: Per level the stored codes of the rows, [N] each.
+    codebook_sizes: K_l of each level.
+    has_end: Whether stored code 0 means that an ID ended.
+    catalog_size: Item indices that exist, removed ones included.
+    narrow_children: As for `build_trie`.
+    dense_bytes: As for `build_trie`.
+  """
+  num_rows = len(order)
+  # new[i]: row i starts a new node of the depth reached so far.
+  new = np.zeros(num_rows, bool)
+  new[0] = True
+  levels = []
+  for column, size in zip(columns, codebook_sizes, strict=True):
+    was_new = new.copy()
+    new[1:] |= column[1:] != column[:-1]
+    rows = np.flatnonzero(new)  # [P_{l+1}], first row of each child
+    levels.append(
+      _make_level(
+        start=np.append(np.flatnonzero(was_new[rows]), len(rows)),
+        code=column[rows],
+        item_start=np.append(rows, num_rows),
+        width=size + has_end,
+        narrow_children=narrow_children,
+        dense_bytes=dense_bytes,
+      )
+    )
+  position = None
+  if num_rows == catalog_size and np.array_equal(order, np.arange(num_rows)):
+    order = None
+  else:
+    order = order.astype(np.int32)
+    position = _positions(order, catalog_size)
   return Trie(
-    levels=levels,
-    leaf_start=levels[-1].item_start,
+    levels=tuple(levels),
     item_order=order,
     item_position=position,
     codebook_sizes=codebook_sizes,
     has_end=has_end,
+    num_items=num_rows,
+    catalog_size=catalog_size,
   )
 
 
@@ -150,10 +202,12 @@ def to_arrays(trie: Trie) -> dict[str, np.ndarray]:
   arrays = {
     "codebook_sizes": np.array(trie.codebook_sizes, np.int64),
     "has_end": np.array(trie.has_end),
-    "item_order": np.asarray(trie.item_order),
+    "sizes": np.array([trie.num_items, trie.catalog_size], np.int64),
   }
+  if trie.item_order is not None:
+    arrays["item_order"] = np.asarray(trie.item_order)
   for l, level in enumerate(trie.levels):
-    for name in ("child_start", "child_code", "child_bits", "item_start"):
+    for name in _LEVEL_ARRAYS:
       value = getattr(level, name)
       if value is not None:
         arrays[f"level_{l}_{name}"] = np.asarray(value)
@@ -169,7 +223,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> Trie:
   try:
     sizes = tuple(int(k) for k in arrays["codebook_sizes"])
     has_end = bool(arrays["has_end"])
-    order = np.asarray(arrays["item_order"])
+    num_items, catalog_size = (int(n) for n in arrays["sizes"])
     codes = [arrays[f"level_{l}_child_code"] for l in range(len(sizes))]
   except KeyError as error:
     raise InputError(
@@ -177,33 +231,38 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> Trie:
     ) from None
   levels, num_nodes = [], 1
   for l, code in enumerate(codes):
-    start = arrays.get(f"level_{l}_child_start")
+    extra, _, bits, item_extra = (
+      arrays.get(f"level_{l}_{name}") for name in _LEVEL_ARRAYS
+    )
     levels.append(
       TrieLevel(
-        child_start=start,
+        child_extra=extra,
         child_code=code,
-        child_bits=arrays.get(f"level_{l}_child_bits"),
-        item_start=arrays.get(f"level_{l}_item_start"),
+        child_bits=bits,
+        item_extra=item_extra,
         num_nodes=num_nodes,
         num_children=len(code),
-        max_children=1 if start is None else int(np.diff(start).max()),
+        max_children=_max_children(extra),
         width=sizes[l] + has_end,
       )
     )
     num_nodes = len(code)
-  position = np.empty(len(order), np.int32)
-  position[order] = np.arange(len(order), dtype=np.int32)
+  order = arrays.get("item_order")
   return Trie(
     levels=tuple(levels),
-    leaf_start=levels[-1].item_start,
     item_order=order,
-    item_position=position,
+    item_position=None if order is None else _positions(order, catalog_size),
     codebook_sizes=sizes,
     has_end=has_end,
+    num_items=num_items,
+    catalog_size=catalog_size,
   )
 
 
-def _check_codes(codes, codebook_sizes):
+def check_codes(
+  codes: Int[np.ndarray, "N L"], codebook_sizes: tuple[int, ...]
+) -> None:
+  """Refuses codes that are no IDs; see `build_trie`."""
   if codes.shape[0] == 0:
     raise InputError("A trie needs at least one item; the catalog is empty.")
   if codes.shape[0] >= 2**31 - 1:
@@ -236,22 +295,37 @@ def _check_codes(codes, codebook_sizes):
     ended = end
 
 
-def _sort_rows(codes, widths, has_end):
-  """Sorts rows; returns (order int32 [N], sorted stored codes per level)."""
-  num_items, num_levels = codes.shape
+def _check_item_index(item_index, num_rows, catalog_size):
+  if catalog_size is None or len(item_index) != num_rows:
+    raise InputError(
+      f"item_index needs catalog_size and one item for each of {num_rows} "
+      f"IDs; got {len(item_index)} items, {catalog_size=}."
+    )
+  ascends = np.all(item_index[1:] > item_index[:-1])
+  if not ascends or item_index[0] < 0 or item_index[-1] >= catalog_size:
+    raise InputError(
+      f"item_index must ascend within [0, {catalog_size}); sort the items."
+    )
+
+
+def sort_rows(
+  codes: Int[np.ndarray, "N L"], codebook_sizes: tuple[int, ...], has_end: bool
+) -> tuple[Int[np.ndarray, "N"], list[np.ndarray]]:
+  """Sorts IDs, equal ones by row; returns order and stored codes by level."""
+  widths = [k + has_end for k in codebook_sizes]
   bits = [max(1, int(w - 1).bit_length()) for w in widths]
   # Pack levels into as few 64-bit words as they need, the first level highest.
   words, places, free = [], [], 0
-  for l in range(num_levels):
+  for l in range(len(widths)):
     if bits[l] > free:
-      words.append(np.zeros(num_items, np.uint64))
+      words.append(np.zeros(len(codes), np.uint64))
       free = 64
     free -= bits[l]
     places.append((len(words) - 1, free))
-    column = codes[:, l].astype(np.int64) + has_end
-    words[-1] |= column.astype(np.uint64) << np.uint64(free)
+    column = (codes[:, l].astype(np.int64) + has_end).astype(np.uint64)
+    words[-1] |= column << np.uint64(free)
   if np.all(words[0][1:] > words[0][:-1]):
-    order = np.arange(num_items)
+    order = np.arange(len(codes))
   else:
     # Sort by the first word, then mend the runs that it leaves equal; with
     # wide IDs those are few, and one fast unstable sort does nearly all.
@@ -259,7 +333,7 @@ def _sort_rows(codes, widths, has_end):
     words = [word[order] for word in words]
     equal = words[0][1:] == words[0][:-1]
     if equal.any():
-      run = np.zeros(num_items, bool)
+      run = np.zeros(len(codes), bool)
       run[1:] |= equal
       run[:-1] |= equal
       run = np.flatnonzero(run)
@@ -270,27 +344,27 @@ def _sort_rows(codes, widths, has_end):
         word[run] = word[fixed]
   columns = [
     ((words[word] >> np.uint64(place)) & np.uint64((1 << bits[l]) - 1)).astype(
-      _code_dtype(widths[l])
+      _smallest(widths[l] - 1)
     )
     for l, (word, place) in enumerate(places)
   ]
-  return order.astype(np.int32), columns
+  return order, columns
 
 
-def _make_level(start, code, item_start, width, narrow_children, dense_bytes):
+def _make_level(
+  *, start, code, item_start, width, narrow_children, dense_bytes
+):
   num_nodes = len(start) - 1
   max_children = int(np.diff(start).max())
   words = -(-width // 32)
-  dense = max_children > narrow_children
-  if dense and num_nodes * words * 4 <= dense_bytes:
+  bits = None
+  if max_children > narrow_children and num_nodes * words * 4 <= dense_bytes:
     bits = _bitmask(start, code, num_nodes, words)
-  else:
-    bits = None
   return TrieLevel(
-    child_start=start if max_children > 1 else None,
+    child_extra=_extra(start),
     child_code=code,
     child_bits=bits,
-    item_start=item_start if item_start[-1] > len(code) else None,
+    item_extra=_extra(item_start),
     num_nodes=num_nodes,
     num_children=len(code),
     max_children=max_children,
@@ -308,11 +382,25 @@ def _bitmask(start, code, num_nodes, words):
   return bits.reshape(num_nodes, words)
 
 
-def _offsets(starts, end):
-  return np.append(starts, end).astype(np.int32)
+def _extra(start):
+  extra = start - np.arange(len(start))
+  if extra[-1] == 0:
+    return None
+  return extra.astype(_smallest(extra[-1]))
 
 
-def _code_dtype(width):
-  if width <= 1 << 8:
-    return np.uint8
-  return np.uint16 if width <= 1 << 16 else np.uint32
+def _max_children(extra):
+  if extra is None:
+    return 1
+  return 1 + int(np.diff(extra.astype(np.int64)).max())
+
+
+def _positions(order, catalog_size):
+  position = np.full(catalog_size, -1, np.int32)
+  position[order] = np.arange(len(order), dtype=np.int32)
+  return position
+
+
+def _smallest(largest):
+  """Returns the smallest unsigned dtype that holds `largest`."""
+  return np.min_scalar_type(int(largest))

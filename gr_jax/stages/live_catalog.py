@@ -69,12 +69,12 @@ def build_trie(
   them.
   """
   kept = np.flatnonzero(recommendable).astype(np.int32)
-  trie = trie_lib.build_trie(sids.codes[kept], sids.codebook_sizes)
-  order = kept[trie.item_order]
-  # Removed items stand behind all places, as what is no item does.
-  position = np.full(sids.num_items, kept.size, np.int32)
-  position[order] = np.arange(kept.size, dtype=np.int32)
-  return trie.replace(item_order=order, item_position=position)
+  return trie_lib.build_trie(
+    sids.codes[kept],
+    sids.codebook_sizes,
+    item_index=kept,
+    catalog_size=sids.num_items,
+  )
 
 
 def load(

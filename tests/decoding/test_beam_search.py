@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gr_jax.core.checks import InputError
-from gr_jax.decoding import beam_search, exact, trie
+from gr_jax.decoding import beam_search, exact, extension, trie, trie_update
 from tests.decoding.table_model import (
   Layout,
   TableModel,
@@ -32,6 +32,18 @@ def search(model, tree, beam_width, **kwargs):
     )
 
   return jax.tree.map(np.asarray, run(model.cache(), tree))
+
+
+def exact_scores(model, tree):
+  batch_size = model.start.shape[0]
+
+  @jax.jit
+  def run(cache, tree):
+    return exact.exact_scores(
+      model, cache, tree, model.layout, batch_size=batch_size, chunk_size=7
+    )
+
+  return run(model.cache(), tree)
 
 
 def check_against_brute(result, model, codes, widths, constrained=True):
@@ -85,26 +97,23 @@ def test_two_levels_by_hand():
 
 
 CASES = [
-  # sizes, items, beam, batch, variable, narrow_children
-  ((5,), 5, 3, 2, False, 64),
-  ((4, 6, 5), 40, 7, 3, False, 64),
-  ((4, 6, 5), 40, 7, 3, False, 0),
-  ((40, 33, 70), 300, 20, 2, False, 4),
-  ((40, 33, 70), 300, 20, 2, True, 4),
-  ((3, 3, 3, 3), 30, 64, 2, False, 2),
-  ((3, 3, 3, 3), 30, 5, 4, True, 64),
-  ((3, 3, 3, 3), 30, 5, 4, True, 0),
-  ((7, 2, 9, 2, 300), 60, 11, 2, True, 64),
-  ((6, 7, 8, 9, 10, 4, 3, 2), 50, 10, 2, False, 64),
+  # sizes, items, beam, batch, variable, narrow_children, constrained
+  ((5,), 5, 3, 2, False, 64, True),
+  ((4, 6, 5), 40, 7, 3, False, 64, True),
+  ((4, 6, 5), 40, 7, 3, False, 0, False),
+  ((40, 33, 70), 300, 20, 2, False, 4, True),
+  ((40, 33, 70), 300, 20, 2, True, 4, True),
+  ((200, 300), 500, 6, 2, True, 4, True),
+  ((200, 300), 500, 6, 2, True, 4, False),
+  ((3, 3, 3, 3), 30, 5, 4, True, 64, True),
+  ((3, 3, 3, 3), 30, 64, 2, True, 0, False),
+  ((6, 7, 8, 9, 10, 4, 3, 2), 50, 10, 2, False, 64, True),
 ]
 
 
-@pytest.mark.parametrize("constrained", [True, False])
 @pytest.mark.parametrize("case", range(len(CASES)))
-def test_equals_brute_force(case, constrained):
-  sizes, num_items, beam, batch, variable, narrow = CASES[case]
-  if not constrained and len(sizes) == 8:
-    pytest.skip("8 free levels say no more than 5")
+def test_equals_brute_force(case):
+  sizes, num_items, beam, batch, variable, narrow, constrained = CASES[case]
   rng = np.random.default_rng(case)
   codes = random_codes(rng, num_items, sizes, variable)
   layout = Layout(sizes, append_eos=variable or case % 3 == 1)
@@ -113,6 +122,38 @@ def test_equals_brute_force(case, constrained):
   result = search(model, tree, beam, constrained=constrained)
   assert result.codes.shape == (batch, beam, len(sizes))
   check_against_brute(result, model, codes, (beam,) * len(sizes), constrained)
+
+
+TUNINGS = [
+  extension.Tuning(selection="count", normalizer="one_pass"),
+  extension.Tuning(selection="digits", normalizer="two_pass"),
+  extension.Tuning(selection="groups", group_first=False),
+]
+
+
+@pytest.mark.parametrize("tuning", TUNINGS, ids=lambda t: t.selection)
+def test_tuning_changes_nothing(tuning):
+  sizes = (70, 90)
+  codes = random_codes(np.random.default_rng(0), 600, sizes, True)
+  model = TableModel(Layout(sizes, append_eos=True), 2, seed=0)
+  tree = trie.build_trie(codes, sizes, narrow_children=4)
+  result = search(model, tree, 9, tuning=tuning)
+  check_against_brute(result, model, codes, (9, 9))
+
+
+def test_removed_items_are_not_found():
+  sizes = (4, 5, 3)
+  codes = random_codes(np.random.default_rng(0), 30, sizes)
+  model = TableModel(Layout(sizes), 2, seed=0)
+  tree = trie_update.remove_items(trie.build_trie(codes, sizes), np.arange(20))
+  result = search(model, tree, 30)
+  for b in range(2):
+    assert sorted(result.item_index[b]) == [-1] * 20 + list(range(20, 30))
+  scores = np.asarray(exact_scores(model, tree))
+  assert (scores[:, :20] == -np.inf).all()
+  np.testing.assert_allclose(
+    np.sort(scores[:, 20:])[:, ::-1], result.scores[:, :10], atol=6e-6
+  )
 
 
 def test_widths_of_each_level():
@@ -131,7 +172,7 @@ def test_narrowing_at_a_level_of_single_children():
 
 
 @pytest.mark.parametrize("variable", [False, True])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_full_width_is_the_exact_ranking(seed, variable):
   sizes = (5, 40, 6)
   codes = random_codes(np.random.default_rng(seed), 150, sizes, variable)
@@ -140,11 +181,7 @@ def test_full_width_is_the_exact_ranking(seed, variable):
   tree = trie.build_trie(codes, sizes, narrow_children=8)
   num_items = len(codes)
   result = search(model, tree, num_items + 9)
-  scores = np.asarray(
-    exact.exact_scores(
-      model, model.cache(), tree, layout, batch_size=2, chunk_size=7
-    )
-  )
+  scores = np.asarray(exact_scores(model, tree))
   assert result.valid.sum(1).tolist() == [num_items] * 2
   lowest_id = np.lexsort(codes.T[::-1])
   for b in range(2):
