@@ -90,6 +90,20 @@ def test_parallel_levels_are_matched_alone():
   assert names[1].tolist() == [1, 0]
 
 
+def test_items_that_lost_their_prefix_decide_only_ties():
+  # Four items stay under 0 and swap their second codes. Six items of three
+  # first codes now share one: two of them at most can keep their ID.
+  stay = [[0, 0], [0, 0], [0, 1], [0, 1]]
+  merge = [[first, code] for first in (1, 2, 3) for code in (0, 1)]
+  old = np.array(stay + merge, np.int32)
+  new = old.copy()
+  new[:4, 1] = 1 - new[:4, 1]
+  new[4:, 0] = 1
+  assert churn.match_codes(old, new, (4, 2))[1].tolist() == [1, 0]
+  alone = churn.match_codes(old, new, (4, 2), hierarchical=False)
+  assert alone[1].tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("name", sorted(collisions.POLICIES))
 @pytest.mark.parametrize("seed", range(3))
 def test_unchanged_items_keep_their_whole_id(name, seed, key):
@@ -97,13 +111,20 @@ def test_unchanged_items_keep_their_whole_id(name, seed, key):
   sizes = (3, 2, 40)
   policy = collisions.POLICIES[name]()
   distances = rng.random((120, 40), np.float32)
-  context = CollisionContext(last_level_distances=lambda rows: distances[rows])
+  asked = []
+
+  def distances_of(rows):
+    asked.extend(rows.tolist())
+    return distances[rows]
+
+  context = CollisionContext(last_level_distances=distances_of)
   old_codes = rng.integers(0, (3, 2, 9), (120, 3), dtype=np.int32)
   old = policy.resolve(old_codes, sizes, key=key, context=context)
   new_codes = old_codes.copy()
   moved = rng.random(120) < 0.3
   new_codes[moved] = rng.integers(0, (3, 2, 9), (moved.sum(), 3))
   unchanged = (new_codes == old_codes).all(axis=1)
+  asked.clear()
   ids = churn.keep_ids(
     policy,
     old.codes,
@@ -114,6 +135,7 @@ def test_unchanged_items_keep_their_whole_id(name, seed, key):
     context=context,
   )
   np.testing.assert_array_equal(ids[unchanged], old.codes[unchanged])
+  assert not unchanged[asked].any()
   num_prefix = 2 if name in ("knn", "random_last_level", "sinkhorn") else 3
   np.testing.assert_array_equal(ids[:, :num_prefix], new_codes[:, :num_prefix])
   assert (ids >= 0).all()

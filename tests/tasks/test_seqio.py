@@ -86,6 +86,9 @@ def test_seqio_yields_the_windows(
       sequence_length=lengths_of(world), split=split, shuffle=False
     )
     assert seqio_rows(dataset) == window_rows(world, examples)
+  source = task.source.get_dataset(split="train", shuffle=False)
+  histories = [ex["history"].size for ex in source.as_numpy_iterator()]
+  assert max(histories) == H
   shuffled = task.get_dataset(
     sequence_length=lengths_of(world), split="train", shuffle=True, seed=3
   )
@@ -158,6 +161,9 @@ def test_cached_examples_are_the_same(world_of, registry, tmp_path):
   assert rows != want  # written in random order
   assert sorted(rows) == sorted(want)
   assert task.get_cached_stats("test") == stats["test"]
+  shards = sorted((tmp_path / "task").glob("train.tfrecord-*-of-00003"))
+  assert len(shards) == 3
+  assert min(shard.stat().st_size for shard in shards) > 0
   with pytest.raises(checks.InputError, match=r"exists; remove it"):
     cache.cache_task("task", tmp_path)
   assert {p.name for p in tmp_path.iterdir()} == {"task"}
@@ -270,9 +276,9 @@ def test_evaluator_computes_item_metrics(world_of, registry):
   def predict(dataset):
     # Example 0 finds its target first, 1 second, 2 not at all; worst first.
     ranked = [
-      [targets[0], others[0]],
-      [others[1], targets[1]],
-      [others[2], None],
+      [targets[0], others[0], others[3]],
+      [others[1], targets[1], others[3]],
+      [others[2], None, others[3]],
     ]
     out = []
     for index, _ in dataset.as_numpy_iterator():
@@ -290,7 +296,7 @@ def test_evaluator_computes_item_metrics(world_of, registry):
       "ndcg@1": 1 / 3,
       "ndcg@2": (1 + second) / 3,
       "mrr": (1 + 1 / 2) / 3,
-      "invalid_rate": 1 / 6,
+      "invalid_rate": 1 / 9,
     }
   )
 
