@@ -14,6 +14,9 @@ _USER = flags.DEFINE_string("user", "", "A user id of the data set.")
 _HISTORY = flags.DEFINE_list("history", [], "Item ids instead, oldest first.")
 _TOP_K = flags.DEFINE_integer("top_k", 10, "Items to return.")
 _KEEP = flags.DEFINE_bool("keep_history", False, "May history come again?")
+_ALL_ITEMS = flags.DEFINE_bool(
+  "all_items", False, "All items of a shared semantic ID, not one at random?"
+)
 _FORMAT = flags.DEFINE_enum("format", "table", ["table", "jsonl"], "Output.")
 
 
@@ -24,6 +27,7 @@ def main(config: stages.RunConfig, workdir: stages.Workdir) -> None:
     history=tuple(_HISTORY.value),
     top_k=_TOP_K.value,
     keep_history=_KEEP.value,
+    all_items=_ALL_ITEMS.value,
     as_json=_FORMAT.value == "jsonl",
   )
   stages.recommend(config, workdir, request)

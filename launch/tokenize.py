@@ -6,9 +6,10 @@ New items get IDs that the trained generator can write; known ones stay:
 
   python -m launch.tokenize --workdir=runs/quickstart --append=new.jsonl.gz
 
-Removed items are not recommended any more:
+Removed items are not recommended any more, until they are taken back:
 
   python -m launch.tokenize --workdir=runs/quickstart --remove=item00003
+  python -m launch.tokenize --workdir=runs/quickstart --restore=item00003
 
 A refit starts from an earlier run and reports how many IDs changed; --stable
 renames codes so that few do. The generator is then trained anew:
@@ -29,12 +30,13 @@ _VECTORS = flags.DEFINE_string(
   "append_embeddings", "", "Their vectors, .npy, where vectors are files."
 )
 _REMOVE = flags.DEFINE_list("remove", [], "Ids of items to take away.")
+_RESTORE = flags.DEFINE_list("restore", [], "Removed items to take back.")
 _INIT = flags.DEFINE_string("init", "", "Workdir to start the fit from.")
 _STABLE = flags.DEFINE_bool("stable", False, "Keep IDs where --init allows.")
 
 
 def main(config: stages.RunConfig, workdir: stages.Workdir) -> None:
-  """Tokenizes, refits, appends or removes, as the flags say."""
+  """Tokenizes, refits, appends, removes or restores, as the flags say."""
   if _STABLE.value and not _INIT.value:
     raise stages.InputError("--stable needs --init=WORKDIR to be stable to.")
   if _INIT.value:
@@ -44,7 +46,9 @@ def main(config: stages.RunConfig, workdir: stages.Workdir) -> None:
     stages.append(config, workdir, _APPEND.value, _VECTORS.value)
   if _REMOVE.value:
     stages.remove(config, workdir, tuple(_REMOVE.value))
-  if not (_APPEND.value or _REMOVE.value or _INIT.value):
+  if _RESTORE.value:
+    stages.restore(config, workdir, tuple(_RESTORE.value))
+  if not (_INIT.value or _APPEND.value or _REMOVE.value or _RESTORE.value):
     stages.tokenize(config, workdir)
 
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 import scipy.sparse
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from gr_jax.core import checks, progress
 from gr_jax.core.checks import InputError
@@ -220,10 +220,22 @@ def target_ranks(
   histories: Histories,
   targets: Int[np.ndarray, "M"],
   *,
+  candidates: Bool[np.ndarray, "N"] | None = None,
   description: str = "ranking",
 ) -> TargetRanks:
-  """Ranks every target among all items, chunks of examples in threads."""
+  """Ranks every target, chunks of examples in threads.
+
+  Args:
+    scorer: A fitted baseline.
+    histories: Of the examples.
+    targets: The items that came next.
+    candidates: Items that may be returned; None for all.
+    description: What the progress bar says.
+  """
   place = scorer.place
+  left_out = slice(0)
+  if candidates is not None:
+    left_out = np.flatnonzero(~candidates[scorer.by_popularity])
   histories, targets = histories.renumber(place), place[targets]
   both = np.empty((2, targets.size), np.int64)
   # Neighbors in this order share last items, hence rows of the text scorer.
@@ -233,6 +245,7 @@ def target_ranks(
   def rank(rows: np.ndarray) -> int:
     forms = scorer.ranking.both(histories.take(rows))
     for form, scores in enumerate(forms):
+      scores[:, left_out] = -np.inf
       both[form, rows] = scorers.ranks_of(scores, targets[rows])
     return rows.size
 

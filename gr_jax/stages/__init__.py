@@ -2,6 +2,7 @@
 
 from gr_jax.core.checks import InputError
 from gr_jax.stages.config import RunConfig
+from gr_jax.stages.holding_out import cold_start
 from gr_jax.stages.preemption import Stopped
 from gr_jax.stages.recommendation import Request
 from gr_jax.stages.runs import (
@@ -12,6 +13,7 @@ from gr_jax.stages.runs import (
   recommend,
   refit,
   remove,
+  restore,
   tokenize,
   train,
 )
@@ -26,12 +28,14 @@ __all__ = [
   "Stopped",
   "Workdir",
   "append",
+  "cold_start",
   "embed",
   "evaluate",
   "pipeline",
   "recommend",
   "refit",
   "remove",
+  "restore",
   "tokenize",
   "train",
 ]

@@ -1,4 +1,4 @@
-"""New items under frozen codebooks, and items taken away; nothing is trained.
+"""New items under frozen codebooks, items taken away and back; no training.
 
 Old IDs, the vocabulary and the generator stay valid: only the trie changes.
 """
@@ -40,6 +40,12 @@ def append(
   tokenizer = semantic_ids.load_tokenizer(config, workdir, embeddings, table)
   live = live_catalog.load(workdir, stored)
   _check_settings(config, tokenizer, live.sids_artifact)
+  removed = [item_id for item_id in new.item_ids if item_id in live.removed]
+  if removed:
+    raise checks.InputError(
+      f"{len(removed)} of {new.num_items} new items were removed and keep "
+      f"their IDs, the first is {removed[0]!r}; take them back with --restore."
+    )
   live.items.append(new)  # refuses items that exist
   new_table = config.embedding.embed_new(table, new, path=vectors)
   codes = base.encode_in_chunks(
@@ -80,6 +86,8 @@ def remove(
 ) -> artifact.Artifact:
   """Takes items out of what is recommended; histories may still hold them.
 
+  A removed item keeps its ID, which no later item gets.
+
   Args:
     config: The settings that the workdir was made with.
     workdir: With semantic IDs.
@@ -107,11 +115,49 @@ def remove(
     raise checks.InputError(
       f"Removing all {len(removed)} items leaves nothing to recommend."
     )
+  return _save_removed(workdir, stored, live, removed)
+
+
+def restore(
+  config: RunConfig, workdir: Workdir, item_ids: tuple[str, ...]
+) -> artifact.Artifact:
+  """Takes removed items back, under the IDs that they had.
+
+  Args:
+    config: The settings that the workdir was made with.
+    workdir: With removed items.
+    item_ids: The items.
+
+  Returns:
+    The artifact `catalog_changes`.
+
+  Raises:
+    InputError: An item that is not removed; nothing was written.
+  """
+  del config  # The IDs stay as they are.
+  stored = prepare.load_data(workdir)
+  live = live_catalog.load(workdir, stored)
+  live.items.indices_of(item_ids)  # refuses unknown items
+  there = [item_id for item_id in item_ids if item_id not in live.removed]
+  if there:
+    raise checks.InputError(
+      f"{len(there)} of {len(item_ids)} items were not removed, the first is "
+      f"{there[0]!r}; leave them out."
+    )
+  return _save_removed(workdir, stored, live, live.removed - set(item_ids))
+
+
+def _save_removed(
+  workdir: Workdir,
+  stored: prepare.StoredDataset,
+  live: live_catalog.LiveCatalog,
+  removed: frozenset[str],
+) -> artifact.Artifact:
   live = dataclasses.replace(live, removed=removed)
   saved = live_catalog.save(workdir, live, num_trained=stored.catalog.num_items)
   logging.info(
-    "remove: %s items, %s are left.",
-    f"{len(set(item_ids)):,}",
+    "catalog: %s items are removed, %s are left.",
+    f"{len(removed):,}",
     f"{live.items.num_items - len(removed):,}",
   )
   return saved

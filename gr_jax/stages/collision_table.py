@@ -12,9 +12,12 @@ from gr_jax.core import checks, rng
 from gr_jax.sids import groups, hourglass
 from gr_jax.sids.collisions import POLICIES
 from gr_jax.sids.resolution import CollisionContext
-from gr_jax.stages import prepare, semantic_ids
+from gr_jax.stages import live_catalog, prepare, semantic_ids
 from gr_jax.stages.config import RunConfig
 from gr_jax.stages.workdir import Workdir
+
+# Removed codes to try.
+_TOP = (8, 32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +78,17 @@ def synthetic_codes(
 def of_workdir(config: RunConfig, workdir: Workdir) -> str:
   """Returns the table of a tokenized run's codes as Markdown.
 
+  Of all items that have codes: appended and removed ones, too.
+
   Raises:
     InputError: No tokenizer in the workdir.
   """
   stored = prepare.load_data(workdir)
   embeddings, embedded = prepare.load_embeddings(workdir, stored)
   tokenizer = semantic_ids.load_tokenizer(config, workdir, embeddings, embedded)
+  if workdir.path("sids").exists():
+    live = live_catalog.load(workdir, stored)
+    embedded, tokenizer = live.with_appended(config, embedded, tokenizer)
   sizes = config.tokenizer.codebook_sizes
   rows = table(
     tokenizer.codes,
@@ -90,7 +98,10 @@ def of_workdir(config: RunConfig, workdir: Workdir) -> str:
     ),
     key=jax.random.key(config.seed),
   )
-  return markdown(rows) + "\n" + _levels(tokenizer.codes, sizes)
+  parts = [markdown(rows), _levels(tokenizer.codes, sizes)]
+  if len(sizes) > 2:
+    parts.append(_remedies(tokenizer.codes, sizes))
+  return "\n".join(parts)
 
 
 def of_synthetic(config: RunConfig, num_items: int) -> str:
@@ -117,6 +128,28 @@ def markdown(rows: list[Row]) -> str:
     f"{r.num_moved:,} | {r.seconds:.2f} |"
     for r in rows
   ]
+  return "\n".join(lines) + "\n"
+
+
+def _remedies(
+  codes: Int32[np.ndarray, "N L"], codebook_sizes: tuple[int, ...]
+) -> str:
+  """Writes what the hourglass's remedies cost in collisions."""
+  lines = ["| `hourglass` | collision rate | largest bucket |"]
+  lines.append("| --- | ---: | ---: |")
+  for options in ({"drop_level": 1}, *({"remove_top_codes": n} for n in _TOP)):
+    remedy = hourglass.Hourglass(**options)
+    try:
+      removed = remedy.removed_codes(codes, codebook_sizes)
+    except checks.InputError as error:
+      logging.warning("%s", error)
+      continue
+    found = groups.group_rows(*remedy.apply(codes, codebook_sizes, removed))
+    name, value = next(iter(options.items()))
+    lines.append(
+      f"| `{name}={value}` | {found.num_shared / codes.shape[0]:.4f} | "
+      f"{found.largest} |"
+    )
   return "\n".join(lines) + "\n"
 
 

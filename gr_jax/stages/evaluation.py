@@ -9,7 +9,8 @@ import rich.console
 from jaxtyping import Bool, Int, Int32
 
 from gr_jax.core import artifact, processes, rng
-from gr_jax.data import splits
+from gr_jax.data import Interactions, splits
+from gr_jax.decoding.trie import Trie
 from gr_jax.embeddings.table import EmbeddingTable
 from gr_jax.evaluation import (
   baselines,
@@ -53,33 +54,15 @@ def predict_test(
       form: Predictions(**artifact.group(kept.arrays, form))
       for form in report.FORMS
     }
-  generator = generator_stage.make_generator(config, live.sids)
-  mesh = generator_stage.make_mesh(config)
-  recommend = evaluator.make_recommend_fn(
-    generator.model,
-    generator.vocabulary,
+  predictions = decode(
+    config,
+    saved,
+    live.sids,
     live.trie(),
-    beam_width=config.decoding.beam_width,
-    constrained=config.decoding.constrained,
-    mesh=mesh,
+    stored.interactions,
+    examples,
+    denied_items(stored.interactions, examples),
   )
-  params = generator_stage.load_params(saved)
-  data = windows.training_data(
-    stored.interactions, live.sids, generator.vocabulary, examples
-  )
-  predictions = {
-    form: evaluator.predict(
-      recommend,
-      params,
-      data,
-      generator.layout,
-      batch_size=config.evaluation.batch_size,
-      mesh=mesh,
-      denied_items=items,
-      description=f"decoding, {form.replace('_', ' ')}",
-    )
-    for form, items in denied_items(stored, examples).items()
-  }
   arrays = {}
   for form, lists in predictions.items():
     arrays |= artifact.prefixed(vars(lists), form)
@@ -87,13 +70,65 @@ def predict_test(
   return predictions
 
 
+def decode(
+  config: RunConfig,
+  saved: artifact.Artifact,
+  catalog: SidCatalog,
+  trie: Trie,
+  interactions: Interactions,
+  examples: splits.Examples,
+  denied: Mapping[str, Int32[np.ndarray, "U R"] | None],
+) -> dict[str, Predictions]:
+  """Decodes every example once for each set of denied items.
+
+  Args:
+    config: The run's settings.
+    saved: The generator.
+    catalog: The semantic IDs.
+    trie: Of the items that may be returned.
+    interactions: The data, in item indices of `catalog`.
+    examples: Of that data.
+    denied: By name, items that each user must not get, -1 filling the rows.
+
+  Returns:
+    The lists by the same names.
+  """
+  generator = generator_stage.make_generator(config, catalog)
+  mesh = generator_stage.make_mesh(config)
+  recommend = evaluator.make_recommend_fn(
+    generator.model,
+    generator.vocabulary,
+    trie,
+    beam_width=config.decoding.beam_width,
+    constrained=config.decoding.constrained,
+    mesh=mesh,
+  )
+  params = generator_stage.load_params(saved)
+  data = windows.training_data(
+    interactions, catalog, generator.vocabulary, examples
+  )
+  return {
+    name: evaluator.predict(
+      recommend,
+      params,
+      data,
+      generator.layout,
+      batch_size=config.evaluation.batch_size,
+      mesh=mesh,
+      denied_items=items,
+      description=f"decoding, {name.replace('_', ' ')}",
+    )
+    for name, items in denied.items()
+  }
+
+
 def denied_items(
-  stored: prepare.StoredDataset, examples: splits.Examples
+  interactions: Interactions, examples: splits.Examples
 ) -> dict[str, Int32[np.ndarray, "U R"] | None]:
   """Returns the items that each of the report's forms leaves out."""
   return {
     report.NOTHING_REMOVED: None,
-    report.HISTORY_REMOVED: evaluator.histories(stored.interactions, examples),
+    report.HISTORY_REMOVED: evaluator.histories(interactions, examples),
   }
 
 
@@ -205,6 +240,7 @@ def measure(config: RunConfig, workdir: Workdir) -> report.Rows:
     populations |= {report.LATER_DAY: later, report.SAME_DAY: ~later}
   targets = evaluator.targets(stored.interactions, examples)
   predictions = predict_test(config, workdir, stored, live, examples)
+  denied = denied_items(stored.interactions, examples)
   rows = {
     report.GENERATOR: {
       form: generator_metrics(
@@ -212,7 +248,7 @@ def measure(config: RunConfig, workdir: Workdir) -> report.Rows:
         live.sids,
         targets,
         populations,
-        removed=denied_items(stored, examples)[form],
+        removed=denied[form],
         recommendable=live.recommendable,
         seed=config.seed,
       )

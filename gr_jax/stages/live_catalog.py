@@ -10,12 +10,15 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
-from gr_jax.core import artifact
+from gr_jax.core import artifact, checks
 from gr_jax.data import ItemCatalog
 from gr_jax.decoding import trie as trie_lib
+from gr_jax.embeddings.table import EmbeddingTable
 from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.stages import prepare, semantic_ids
+from gr_jax.stages.config import RunConfig
 from gr_jax.stages.workdir import Workdir
+from gr_jax.tokenizers import base
 
 KIND = "catalog_changes"
 
@@ -55,6 +58,35 @@ class LiveCatalog:
     """False for removed items."""
     return np.array([i not in self.removed for i in self.items.item_ids])
 
+  def with_appended(
+    self,
+    config: RunConfig,
+    table: EmbeddingTable,
+    tokenizer: semantic_ids.StoredTokenizer,
+  ) -> tuple[EmbeddingTable, semantic_ids.StoredTokenizer]:
+    """Returns embeddings and codes of all items, appended ones last.
+
+    Args:
+      config: The run's settings.
+      table: Of the items that the tokenizer was fitted on.
+      tokenizer: With their codes.
+    """
+    if self.new_vectors is None:
+      return table, tokenizer
+    codes = base.encode_in_chunks(
+      config.tokenizer, tokenizer.state, self.new_vectors
+    )
+    return (
+      dataclasses.replace(
+        table,
+        item_ids=self.items.item_ids,
+        vectors=np.concatenate([table.vectors, self.new_vectors]),
+      ),
+      dataclasses.replace(
+        tokenizer, codes=np.concatenate([tokenizer.codes, codes])
+      ),
+    )
+
   def trie(self) -> trie_lib.Trie:
     """Builds the trie of the recommendable items."""
     return build_trie(self.sids, self.recommendable)
@@ -89,7 +121,13 @@ def load(
   saved, sids = semantic_ids.load_sids(workdir)
   items, removed, vectors, changes = stored.catalog, frozenset(), None, None
   if workdir.path(KIND).exists():
-    changes = workdir.load_child(KIND, {"sids": saved})
+    changes = workdir.load(KIND)
+    if changes.parents.get("sids") != saved.hash:
+      raise checks.InputError(
+        f"{str(changes.path)!r} holds items appended to or removed from other "
+        f"semantic IDs than those in {str(saved.path)!r}; delete that folder, "
+        "then append or remove the items anew."
+      )
     arrays = changes.arrays
     removed = frozenset(
       artifact.unpack_strings(artifact.group(arrays, "removed"))

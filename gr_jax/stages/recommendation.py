@@ -5,12 +5,13 @@ import json
 import sys
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.table
 
-from gr_jax.core import checks
+from gr_jax.core import checks, rng
 from gr_jax.evaluation import evaluator, shared_ids
 from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.sids.vocabulary import SidVocabulary
@@ -30,6 +31,8 @@ class Request:
     history: Item ids, oldest first, instead of a user.
     top_k: Items to return.
     keep_history: Whether items of the history may be recommended again.
+    all_items: Whether a semantic ID that several items share yields them
+      all, with one score, instead of one, drawn by the config's seed.
     as_json: One JSON object a line instead of a table.
   """
 
@@ -37,6 +40,7 @@ class Request:
   history: tuple[str, ...] = ()
   top_k: int = 10
   keep_history: bool = False
+  all_items: bool = False
   as_json: bool = False
 
   def __post_init__(self):
@@ -103,13 +107,20 @@ def recommend(
   )
   index = np.asarray(result.item_index)[0]
   scores = np.asarray(result.scores)[0]
-  # An ID that several items share yields them all, with one score.
   buckets = shared_ids.Buckets.create(catalog, live.recommendable)
+  if request.all_items:
+    held = [
+      buckets.items_of(leader).tolist() if leader >= 0 else []
+      for leader in index.tolist()
+    ]
+  else:
+    draw = rng.numpy_generator(jax.random.key(config.seed), "random_item")
+    drawn = buckets.sample(index[None], draw, denied[None])[0]
+    held = [[item] if item >= 0 else [] for item in drawn.tolist()]
   ranked = [
     (item, score)
-    for leader, score in zip(index, scores, strict=True)
-    if leader >= 0
-    for item in buckets.items_of(int(leader)).tolist()
+    for items, score in zip(held, scores, strict=True)
+    for item in items
     if item not in denied
   ]
   found = [

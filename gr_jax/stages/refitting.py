@@ -115,18 +115,7 @@ def load_earlier(config: RunConfig, earlier: Workdir) -> Earlier:
     old_config, earlier, embeddings, table
   )
   live = live_catalog.load(earlier, stored)
-  if live.new_vectors is not None:
-    codes = base.encode_in_chunks(
-      config.tokenizer, tokenizer.state, live.new_vectors
-    )
-    tokenizer = dataclasses.replace(
-      tokenizer, codes=np.concatenate([tokenizer.codes, codes])
-    )
-    table = dataclasses.replace(
-      table,
-      item_ids=live.items.item_ids,
-      vectors=np.concatenate([table.vectors, live.new_vectors]),
-    )
+  table, tokenizer = live.with_appended(config, table, tokenizer)
   return Earlier(table, tokenizer, live)
 
 

@@ -73,6 +73,17 @@ def remove(
   appending.remove(config, workdir, item_ids)
 
 
+def restore(
+  config: RunConfig, workdir: Workdir, item_ids: tuple[str, ...]
+) -> None:
+  """Takes removed items back.
+
+  Raises:
+    InputError: As `appending.restore`.
+  """
+  appending.restore(config, workdir, item_ids)
+
+
 def train(config: RunConfig, workdir: Workdir) -> None:
   """Trains the generator; SIGTERM saves a checkpoint and ends the process.
 

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from configs import beauty, quickstart, toys
+from configs import beauty, office, quickstart, toys
 from gr_jax import stages
 from gr_jax.core import artifact, metric_writer
 from gr_jax.data.readers import folder
@@ -189,7 +189,7 @@ def test_stopped_training_resumes_to_the_same_parameters(workdir, finished):
   assert _report(workdir) == _report(finished)
 
 
-@pytest.mark.parametrize("config", [beauty, toys])
+@pytest.mark.parametrize("config", [beauty, office, toys])
 def test_configs_of_real_data_build(config):
   made = config.get_config()
   made.data.path = "somewhere"

@@ -1,6 +1,7 @@
 """The whole path on shared IDs and on IDs of different lengths."""
 
 import collections
+import dataclasses
 import json
 
 import numpy as np
@@ -24,14 +25,33 @@ def _run(tmp_path, **sections):
   workdir = stages.Workdir(tmp_path / "run")
   stages.pipeline(config, workdir)
   request = stages.Request(
-    user="user00017", top_k=240, keep_history=True, as_json=True
+    user="user00017",
+    top_k=240,
+    keep_history=True,
+    all_items=True,
+    as_json=True,
   )
   found = stages.recommend(config, workdir, request)
   # A beam as wide as the catalog returns every item, once.
   assert len({item.item_id for item in found}) == len(found) == 240
   assert np.all(np.diff([item.score for item in found]) <= 0)
   report = json.loads((workdir.root / "report.json").read_text())
+  _check_one_item_an_id(config, workdir, request, found)
   return live_catalog.load(workdir).sids, found, report
+
+
+def _check_one_item_an_id(config, workdir, request, found):
+  """By default one item of each ID is drawn, the same ones every time."""
+  request = dataclasses.replace(request, all_items=False)
+  drawn = stages.recommend(config, workdir, request)
+  assert stages.recommend(config, workdir, request) == drawn
+  ids = [item.semantic_id for item in drawn]
+  assert len(set(ids)) == len(ids)
+  assert set(ids) == {item.semantic_id for item in found}
+  assert {item.item_id for item in drawn} <= {item.item_id for item in found}
+  if len(ids) < len(found):  # shared IDs: not always the first of an ID
+    first = {item.semantic_id: item.item_id for item in reversed(found)}
+    assert any(first[item.semantic_id] != item.item_id for item in drawn)
 
 
 @pytest.mark.slow

@@ -285,6 +285,25 @@ def test_removing_items_never_ranks_a_target_lower(seed):
     assert ranks.history_removed.min() >= 0
 
 
+@pytest.mark.parametrize("name", sorted(baselines.BASELINES))
+def test_candidates_alone_are_ranked(name):
+  interactions, vectors = _random(0)
+  split = splits.leave_one_out(interactions)
+  scorer = baselines.BASELINES[name]().fit(
+    interactions, split, num_items=30, vectors=vectors
+  )
+  histories = scorers.Histories.create(interactions, split.test)
+  targets = interactions.items[split.test.target_position]
+  candidates = np.arange(30) % 3 != 1
+  got = baselines.target_ranks(
+    scorer, histories, targets, candidates=candidates
+  ).nothing_removed
+  order = scorer.top_items(histories, 30)
+  for user, target in enumerate(targets):
+    left = [item for item in order[user] if item >= 0 and candidates[item]]
+    assert got[user] == (left.index(target) if target in left else -1)
+
+
 def test_held_out_items_are_not_counted():
   interactions, vectors = _random(0)
   split = splits.leave_one_out(interactions)

@@ -149,6 +149,32 @@ def test_appended_items_are_recommended_and_removed_ones_are_not(
   assert live_catalog.KIND in lists.parents
 
 
+@pytest.mark.parametrize("policy", ["extra_level", "sparse_id", "knn"])
+def test_no_item_gets_the_id_of_a_removed_one(policy, workdir, new_items):
+  """Holes stay: a removed item can come back, and histories hold its ID."""
+  changes = {"tokenizer__codebook_sizes": (8, 8, 64)} if policy == "knn" else {}
+  config = make_config(policy, **changes)
+  stages.tokenize(config, workdir)
+  stages.append(config, workdir, new_items)
+  before = live_catalog.load(workdir)
+  gone = ("item00005", "new0", "new5")
+  stages.remove(config, workdir, gone)
+  path = workdir.root.parent / "again.jsonl"
+  again = [dict(item, item_id=item["item_id"] + "b") for item in NEW]
+  path.write_text("".join(json.dumps(item) + "\n" for item in again))
+  stages.append(config, workdir, str(path))
+  after = live_catalog.load(workdir)
+  num_old = before.items.num_items
+  np.testing.assert_array_equal(after.sids.codes[:num_old], before.sids.codes)
+  assert not after.sids.shares_ids
+  assert after.removed == set(gone)
+  stages.restore(config, workdir, gone[:2])
+  back = live_catalog.load(workdir)
+  assert back.removed == {"new5"}
+  np.testing.assert_array_equal(back.sids.codes, after.sids.codes)
+  assert back.recommendable.sum() == back.items.num_items - 1
+
+
 def refuse(workdir, message, action):
   before = contents(workdir)
   with pytest.raises(stages.InputError, match=message) as caught:
@@ -188,6 +214,13 @@ def test_refusals_write_nothing(workdir, new_items, tmp_path):
   refuse(workdir, "all 240 items leaves nothing", remove(*everything))
   stages.remove(config, workdir, (item,))
   refuse(workdir, "1 of 2 items were removed before", remove(item, "item00001"))
+  refuse(workdir, "1 of 2 new items were removed .* --restore", append(known))
+  refuse(
+    workdir,
+    "1 of 2 items were not removed, the first is 'item00001'",
+    lambda: stages.restore(config, workdir, (item, "item00001")),
+  )
+  refuse(workdir, "'no'", lambda: stages.restore(config, workdir, ("no",)))
 
 
 def test_a_catalog_of_another_tokenizer_is_refused(workdir, new_items):
@@ -199,7 +232,7 @@ def test_a_catalog_of_another_tokenizer_is_refused(workdir, new_items):
   stages.tokenize(other, workdir)
   refuse(
     workdir,
-    "catalog_changes' was built from another sids",
+    "catalog_changes' holds items appended to .* delete that folder",
     lambda: stages.append(other, workdir, new_items),
   )
   shutil.rmtree(workdir.path("sids"))

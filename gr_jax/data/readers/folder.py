@@ -356,7 +356,7 @@ def write_folder(dataset: Dataset, path: str | os.PathLike[str]) -> None:
   draft = target.parent / f".{target.name}.{uuid.uuid4().hex}"
   draft.mkdir()
   try:
-    _write_catalog(dataset.catalog, draft / "items.jsonl.gz")
+    write_catalog(dataset.catalog, draft / "items.jsonl.gz")
     data = dataset.interactions
     item_ids = np.asarray(dataset.catalog.item_ids, object)[data.items]
     columns = {
@@ -387,7 +387,8 @@ def write_folder(dataset: Dataset, path: str | os.PathLike[str]) -> None:
     shutil.rmtree(draft, ignore_errors=True)
 
 
-def _write_catalog(catalog: ItemCatalog, file: pathlib.Path) -> None:
+def write_catalog(catalog: ItemCatalog, file: str | os.PathLike[str]) -> None:
+  """Writes items as `read_catalog` reads them, gzipped."""
   with gzip.open(file, "wt", encoding="utf-8") as out:
     for item_id, text, title, path in zip(
       catalog.item_ids,
