@@ -17,6 +17,9 @@ _KEEP = flags.DEFINE_bool("keep_history", False, "May history come again?")
 _ALL_ITEMS = flags.DEFINE_bool(
   "all_items", False, "All items of a shared semantic ID, not one at random?"
 )
+_MIN_NEW = flags.DEFINE_integer(
+  "min_new", 0, "At least so many appended items on the list."
+)
 _FORMAT = flags.DEFINE_enum("format", "table", ["table", "jsonl"], "Output.")
 
 
@@ -28,6 +31,7 @@ def main(config: stages.RunConfig, workdir: stages.Workdir) -> None:
     top_k=_TOP_K.value,
     keep_history=_KEEP.value,
     all_items=_ALL_ITEMS.value,
+    min_new=_MIN_NEW.value,
     as_json=_FORMAT.value == "jsonl",
   )
   stages.recommend(config, workdir, request)

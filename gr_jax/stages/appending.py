@@ -37,9 +37,9 @@ def append(
   new = folder.read_catalog(items)
   stored = prepare.load_data(workdir)
   embeddings, table = prepare.load_embeddings(workdir, stored)
+  _check_settings(config, workdir)
   tokenizer = semantic_ids.load_tokenizer(config, workdir, embeddings, table)
   live = live_catalog.load(workdir, stored)
-  _check_settings(config, tokenizer, live.sids_artifact)
   removed = [item_id for item_id in new.item_ids if item_id in live.removed]
   if removed:
     raise checks.InputError(
@@ -163,18 +163,16 @@ def _save_removed(
   return saved
 
 
-def _check_settings(
-  config: RunConfig,
-  tokenizer: semantic_ids.StoredTokenizer,
-  sids: artifact.Artifact,
-) -> None:
+def _check_settings(config: RunConfig, workdir: Workdir) -> None:
   """Refuses settings other than those that the IDs were made with."""
-  for name, wanted, saved in (
-    ("tokenizer", semantic_ids.tokenizer_section(config), tokenizer.artifact),
-    ("semantic IDs", semantic_ids.sids_section(config), sids),
+  for kind, wanted in (
+    ("tokenizer", semantic_ids.tokenizer_section(config)),
+    ("sids", semantic_ids.sids_section(config)),
   ):
-    if saved.config != artifact.canonical(wanted):
+    path = workdir.path(kind)
+    manifest = artifact.read_manifest(path, kind=kind)
+    if manifest["config"] != artifact.canonical(wanted):
       raise checks.InputError(
-        f"The {name} in {str(saved.path)!r} were made with other settings; "
-        "leave --config out to append with those."
+        f"{str(path)!r} was made with other settings; leave "
+        "--config out to append with those."
       )

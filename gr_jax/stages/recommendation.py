@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.table
+from jaxtyping import Bool, Int
 
 from gr_jax.core import checks, rng
+from gr_jax.decoding.beam_search import BeamResult
 from gr_jax.evaluation import evaluator, shared_ids
 from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.sids.vocabulary import SidVocabulary
@@ -33,6 +35,9 @@ class Request:
     keep_history: Whether items of the history may be recommended again.
     all_items: Whether a semantic ID that several items share yields them
       all, with one score, instead of one, drawn by the config's seed.
+    min_new: At least this many are appended items, as far as there are: a
+      generator never wrote their IDs and seldom puts them before known ones
+      (the share of unseen items of TIGER, arXiv:2305.05065, section 4.3).
     as_json: One JSON object a line instead of a table.
   """
 
@@ -41,6 +46,7 @@ class Request:
   top_k: int = 10
   keep_history: bool = False
   all_items: bool = False
+  min_new: int = 0
   as_json: bool = False
 
   def __post_init__(self):
@@ -49,6 +55,10 @@ class Request:
       raise checks.InputError("Give either --user=ID or --history=ID,ID,...")
     if self.top_k < 1:
       raise checks.InputError(f"--top_k must be 1 or more; got {self.top_k}.")
+    if not 0 <= self.min_new <= self.top_k:
+      raise checks.InputError(
+        f"--min_new={self.min_new} must lie in 0..{self.top_k}, the --top_k."
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,20 +104,55 @@ def recommend(
   )
   batch = windows.gather_batch(data, jnp.zeros(1, jnp.int32), generator.layout)
   denied = history[:0] if request.keep_history else history
-  recommend_fn = evaluator.make_recommend_fn(
-    generator.model,
-    vocabulary,
-    live.trie(),
-    beam_width=max(config.decoding.beam_width, request.top_k),
-  )
-  result = recommend_fn(
-    generator_stage.load_params(saved),
-    batch.inputs,
-    jnp.asarray(denied, jnp.int32)[None],
-  )
+  params = generator_stage.load_params(saved)
+
+  def search(candidates: Bool[np.ndarray, "N"]) -> list[tuple[int, float]]:
+    recommend_fn = evaluator.make_recommend_fn(
+      generator.model,
+      vocabulary,
+      live_catalog.build_trie(catalog, candidates),
+      beam_width=max(config.decoding.beam_width, request.top_k),
+    )
+    result = recommend_fn(
+      params, batch.inputs, jnp.asarray(denied, jnp.int32)[None]
+    )
+    return _items(config, request, catalog, candidates, result, denied)
+
+  ranked = search(live.recommendable)[: request.top_k]
+  if request.min_new:
+    is_new = live.recommendable.copy()
+    is_new[: live.items.num_items - live.num_appended] = False
+    if not is_new.any():
+      raise checks.InputError(
+        f"--min_new={request.min_new} needs appended items, and there are "
+        "none; append some with launch.tokenize --append."
+      )
+    ranked = _with_new(ranked, search(is_new), is_new, request)
+  found = [
+    Recommendation(
+      rank=rank,
+      item_id=catalog.item_ids[item],
+      title=stored.catalog.titles[item],
+      semantic_id=vocabulary.readable(_id_tokens(vocabulary, catalog, item)),
+      score=round(float(score), 4),
+    )
+    for rank, (item, score) in enumerate(ranked, start=1)
+  ]
+  _show(request, stored, history, found)
+  return found
+
+
+def _items(
+  config: RunConfig,
+  request: Request,
+  catalog: SidCatalog,
+  candidates: Bool[np.ndarray, "N"],
+  result: BeamResult,
+  denied: Int[np.ndarray, "R"],
+) -> list[tuple[int, float]]:
+  """Returns the items of the returned IDs with their scores, best first."""
   index = np.asarray(result.item_index)[0]
-  scores = np.asarray(result.scores)[0]
-  buckets = shared_ids.Buckets.create(catalog, live.recommendable)
+  buckets = shared_ids.Buckets.create(catalog, candidates)
   if request.all_items:
     held = [
       buckets.items_of(leader).tolist() if leader >= 0 else []
@@ -117,24 +162,29 @@ def recommend(
     draw = rng.numpy_generator(jax.random.key(config.seed), "random_item")
     drawn = buckets.sample(index[None], draw, denied[None])[0]
     held = [[item] if item >= 0 else [] for item in drawn.tolist()]
-  ranked = [
+  scores = np.asarray(result.scores)[0].tolist()
+  return [
     (item, score)
     for items, score in zip(held, scores, strict=True)
     for item in items
     if item not in denied
   ]
-  found = [
-    Recommendation(
-      rank=rank,
-      item_id=catalog.item_ids[item],
-      title=stored.catalog.titles[item],
-      semantic_id=vocabulary.readable(_id_tokens(vocabulary, catalog, item)),
-      score=round(float(score), 4),
-    )
-    for rank, (item, score) in enumerate(ranked[: request.top_k], start=1)
-  ]
-  _show(request, stored, history, found)
-  return found
+
+
+def _with_new(
+  ranked: list[tuple[int, float]],
+  new: list[tuple[int, float]],
+  is_new: Bool[np.ndarray, "N"],
+  request: Request,
+) -> list[tuple[int, float]]:
+  """Returns the list with at least `min_new` new items; the best of each."""
+  listed = {item for item, _ in ranked if is_new[item]}
+  missing = max(request.min_new - len(listed), 0)
+  added = [pair for pair in new if pair[0] not in listed][:missing]
+  known = [pair for pair in ranked if not is_new[pair[0]]]
+  known = known[: request.top_k - len(listed) - len(added)]
+  listed = [pair for pair in ranked if is_new[pair[0]]]
+  return sorted(known + listed + added, key=lambda pair: -pair[1])
 
 
 def _id_tokens(

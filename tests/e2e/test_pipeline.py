@@ -129,6 +129,12 @@ def test_bad_requests_are_refused(finished):
     stages.Request()
   with pytest.raises(stages.InputError, match="top_k must be 1"):
     stages.Request(user="1", top_k=0)
+  with pytest.raises(stages.InputError, match=r"min_new=9 must lie in 0\.\.5"):
+    stages.Request(user="1", top_k=5, min_new=9)
+  with pytest.raises(stages.InputError, match="min_new=2 needs appended items"):
+    stages.recommend(
+      _config(), finished, stages.Request(user="user00017", min_new=2)
+    )
   with pytest.raises(stages.InputError, match="User 'nobody' is not among"):
     stages.recommend(_config(), finished, stages.Request(user="nobody"))
   with pytest.raises(stages.InputError, match="'no-item'"):

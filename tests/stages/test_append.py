@@ -124,6 +124,15 @@ def test_appended_items_are_recommended_and_removed_ones_are_not(
   assert len(names) == 246
   assert {item["item_id"] for item in NEW} <= set(names)
   assert np.all(np.diff([item.score for item in found]) <= 0)
+  # A few places can be kept for them; the best known ones stay.
+  few = dataclasses.replace(everything, top_k=10, min_new=3)
+  mixed = [item.item_id for item in stages.recommend(config, workdir, few)]
+  new = [name for name in names if name.startswith("new")]
+  top = [name for name in names[:10] if name in new]
+  want = max(3, len(top))
+  assert [name for name in mixed if name in new] == new[:want]
+  known = [name for name in names if name not in new][: 10 - want]
+  assert [name for name in mixed if name not in new] == known
   # An appended item stands in a history like any other.
   old = [name for name in names if name.startswith("item")]
   request = dataclasses.replace(everything, user="", history=("new1", old[0]))
@@ -202,9 +211,13 @@ def test_refusals_write_nothing(workdir, new_items, tmp_path):
   full.write_text("".join(json.dumps(item) + "\n" for item in same))
   refuse(workdir, r"\d+ of 40 new items do not fit: up to 4\d", append(full))
   other = make_config(collisions__spare_codes=1)
-  refuse(workdir, "semantic IDs in .* other settings", append(full, other))
-  other = make_config(collisions__spare_codes=0, tokenizer__max_iters=3)
-  refuse(workdir, "tokenizer in .* other settings", append(full, other))
+  refuse(workdir, "sids' was made with other settings", append(full, other))
+  for change in ({"max_iters": 3}, {"codebook_sizes": (8, 8)}):
+    change = {f"tokenizer__{name}": value for name, value in change.items()}
+    other = make_config(collisions__spare_codes=0, **change)
+    refuse(
+      workdir, "tokenizer' was made with other settings", append(full, other)
+    )
 
   def remove(*items):
     return lambda: stages.remove(config, workdir, items)
