@@ -15,7 +15,7 @@ from gr_jax.core import artifact, checks
 from gr_jax.data import splits
 from gr_jax.decoding.trie import Trie
 from gr_jax.models.config import T5Config
-from gr_jax.stages import generator, prepare, semantic_ids
+from gr_jax.stages import generator, live_catalog, prepare
 from gr_jax.stages.config import RunConfig
 from gr_jax.stages.workdir import Workdir
 
@@ -63,8 +63,12 @@ def register(
   import seqio
 
   stored = prepare.load_data(workdir)
-  sids, catalog = semantic_ids.load_sids(workdir)
-  made = generator.make_generator(config, catalog)
+  # Appended items may be returned, removed ones may not.
+  live = live_catalog.load(workdir, stored)
+  catalog = live.sids
+  made = dataclasses.replace(
+    generator.make_generator(config, catalog), trie=live.trie()
+  )
   vocabulary = seqio_vocabulary.SidSeqioVocabulary(made.vocabulary)
   if name in seqio.TaskRegistry.names():
     seqio.TaskRegistry.remove(name)
@@ -80,7 +84,11 @@ def register(
     **metrics.arguments(),
   )
   content = artifact.hash_config(
-    [stored.artifact.hash, sids.hash, dataclasses.asdict(config.task)]
+    [
+      stored.artifact.hash,
+      live.sids_artifact.hash,
+      dataclasses.asdict(config.task),
+    ]
   )
   cache_dir = workdir.root / _CACHE / content[:16]
   registered = RegisteredTask(
@@ -142,7 +150,7 @@ def feature_lengths(workdir: str, name: str = TASK_NAME) -> dict[str, int]:
 
 
 def trie(workdir: str, name: str = TASK_NAME) -> Trie:
-  """Returns the trie of the run's semantic IDs."""
+  """Returns the trie of the run's recommendable items."""
   return open_run(workdir, name).generator.trie
 
 

@@ -1,5 +1,6 @@
 """Examples written by a run are those that it trains on."""
 
+import shutil
 import sys
 
 import jax
@@ -42,6 +43,23 @@ def registries():
   seqio.TaskRegistry.reset()
   seqio.set_global_cache_dirs([])
   seqio_tasks._registered.cache_clear()
+
+
+def test_the_task_follows_the_catalog(workdir, tmp_path):
+  """As recommendations do: with appended items and without removed ones."""
+  shutil.copytree(workdir.root, tmp_path / "run")
+  run = stages.Workdir(tmp_path / "run")
+  before = seqio_tasks.register(_config(), run)
+  path = tmp_path / "new.jsonl"
+  path.write_text('{"item_id": "new0", "title": "Mistral Sunscreen"}\n')
+  stages.append(_config(), run, str(path))
+  stages.remove(_config(), run, ("item00003",))
+  after = seqio_tasks.register(_config(), run)
+  gone = prepare.load_data(run).catalog.index_of("item00003")
+  want = sorted(set(range(121)) - {gone})
+  assert sorted(np.asarray(after.generator.trie.item_order).tolist()) == want
+  assert after.vocabulary == before.vocabulary
+  assert after.cache_dir == before.cache_dir
 
 
 def _rows(task, split):
