@@ -19,14 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from gr_jax.core import mesh as mesh_lib
 from gr_jax.core import rng
 from gr_jax.data import splits
 from gr_jax.data.interactions import Interactions
 from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.sids.vocabulary import SidVocabulary
-from gr_jax.tasks import windows
-from gr_jax.training import step as step_lib
-from gr_jax.training import stream
+from gr_jax.tasks import packing, windows
+from gr_jax.training import loaders, stream
 
 _LOADERS = flags.DEFINE_list(
   "loaders", ["device", "numpy", "grain", "seqio", "cached"], "Which to time."
@@ -80,14 +80,13 @@ def _device(world, key) -> float:
   interactions, catalog, vocabulary, layout, _, examples = world
   data = windows.training_data(interactions, catalog, vocabulary, examples)
   size, steps = _BATCH_SIZE.value, 50
+  mesh = mesh_lib.make_mesh(jax.devices()[:1])
+  loader = loaders.DeviceLoader.create(data, layout, mesh, batch_size=size)
 
   @jax.jit
   def many(first, data):
     def one(total, number):
-      index = step_lib.example_indices(
-        number, key, batch_size=size, num_examples=examples.num_examples
-      )
-      batch = windows.gather_batch(data, index, layout)
+      batch = loader.sampler.cut(data, key, number)
       # Something that needs every token, so that none is left unmade.
       return total + batch.inputs.sum() + batch.targets.sum(), None
 
@@ -95,30 +94,47 @@ def _device(world, key) -> float:
     return jax.lax.scan(one, jnp.int32(0), numbers)[0]
 
   first = jnp.int32(0)
-  return _rate(lambda: many(first, data).block_until_ready(), size * steps)
+  return _rate(
+    lambda: many(first, loader.data).block_until_ready(), size * steps
+  )
 
 
 def _numpy(world, key) -> float:
   interactions, catalog, vocabulary, layout, _, examples = world
   data = stream.host_data(interactions, catalog, vocabulary, examples)
   size = _BATCH_SIZE.value
-  order = stream.ExampleOrder(
-    key, batch_size=size, num_examples=examples.num_examples
-  )
+  data, strata, plan = _packed(data, layout)
+  order = stream.ExampleOrder(key, batch_size=size, strata=strata)
   numbers = iter(range(order.num_steps))
-  return _rate(
-    lambda: stream.gather_numpy(data, order.indices(next(numbers)), layout),
-    size,
+
+  def batch():
+    index = order.indices(next(numbers))
+    return packing.pack(stream.gather_numpy(data, index, layout), plan)
+
+  return _rate(batch, size)
+
+
+def _packed(data, layout):
+  lengths = packing.example_lengths(data, layout)
+  size = _BATCH_SIZE.value
+  strata = packing.Strata.create(lengths.size, size)
+  plan = packing.make_plan(
+    np.sort(lengths), layout, strata=strata, batch_size=size
   )
+  return packing.sort_examples(data, lengths), strata, plan
 
 
 def _grain(world, key) -> float:
   interactions, catalog, vocabulary, layout, _, examples = world
+  data = stream.host_data(interactions, catalog, vocabulary, examples)
+  data, strata, plan = _packed(data, layout)
   batches = stream.GrainStream(
-    stream.host_data(interactions, catalog, vocabulary, examples),
+    data,
     layout,
     key=key,
     shard=stream.HostShard(_BATCH_SIZE.value),
+    strata=strata,
+    plan=plan,
     num_threads=_THREADS.value,
   )
   return _rate(lambda: next(batches), _BATCH_SIZE.value)

@@ -117,6 +117,7 @@ def jax_rows(parts: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
   from gr_jax.core import mesh as mesh_lib
   from gr_jax.models import EncoderDecoder, T5Config
   from gr_jax.tasks import windows
+  from gr_jax.training import loaders
   from gr_jax.training import optimizer as optimizer_lib
   from gr_jax.training import state as state_lib
   from gr_jax.training import step as step_lib
@@ -150,7 +151,6 @@ def jax_rows(parts: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     history_start=jnp.asarray(start, jnp.int32),
     target_position=jnp.asarray(start + HISTORY, jnp.int32),
   )
-  data = jax.device_put(data, mesh_lib.replicated(mesh))
   layout = windows.WindowLayout(
     max_history=HISTORY, num_levels=LEVELS, has_user_token=True
   )
@@ -162,31 +162,36 @@ def jax_rows(parts: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
   params = jax.jit(model.init)(
     jax.random.key(0), ones, ones[:, : layout.target_length]
   )["params"]
+  params = jax.tree.map(lambda p: p[None], params)
   rates = {}
   for batch_size in args.batches:
     state = state_lib.init_state(jax.tree.map(jnp.copy, params), optimizer)
     # Placed as the step returns it, or the second call compiles again.
     state = jax.device_put(state, mesh_lib.replicated(mesh))
+    loader = loaders.DeviceLoader.create(
+      data, layout, mesh, batch_size=batch_size
+    )
     run = step_lib.make_train_steps(
       model,
       optimizer,
-      layout,
       mesh,
-      batch_size=batch_size,
+      sampler=loader.sampler,
       num_steps=args.steps,
+      learning_rates=[1e-3],
+      dropout_rates=[cfg.dropout_rate],
     )
-    key = jax.random.key(1)
+    keys = jax.random.key(1)[None]
     began = time.perf_counter()
-    state, metrics = run(state, data, key)
+    state, metrics = run(state, loader.data, keys)
     jax.block_until_ready(state)
     compile_s = time.perf_counter() - began
     times = []
     for _ in range(args.repeats):
       began = time.perf_counter()
-      state, metrics = run(state, data, key)
+      state, metrics = run(state, loader.data, keys)
       jax.block_until_ready(state)
       times.append((time.perf_counter() - began) / args.steps)
-    rates[batch_size] = row(times, batch_size, float(metrics.loss), args)
+    rates[batch_size] = row(times, batch_size, float(metrics.loss[0]), args)
     rates[batch_size]["first_call_s"] = compile_s
   return {"rates": rates, "gradient_error": error}
 

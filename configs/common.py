@@ -25,6 +25,7 @@ def base() -> config_dict.ConfigDict:
     dropout_rate=0.1,
   )
   c.training = dict(
+    replicas=1,
     batch_size=256,
     num_steps=20_000,
     steps_per_dispatch=100,
@@ -56,7 +57,11 @@ def amazon2014(arg: str) -> config_dict.ConfigDict:
   c = base()
   c.embedding = dict(name="precomputed")
   c.training.update(
-    batch_size=1_024, num_steps=8_000, eval_every_steps=500, patience=6
+    replicas=3,
+    batch_size=1_024,
+    num_steps=8_000,
+    eval_every_steps=500,
+    patience=6,
   )
   if arg == "cpu":
     c.task.max_history = 8
@@ -64,7 +69,9 @@ def amazon2014(arg: str) -> config_dict.ConfigDict:
       dtype="float32", emb_dim=64, num_heads=4, head_dim=16, mlp_dim=256,
       num_encoder_layers=2, num_decoder_layers=2,
     )  # fmt: skip
-    c.training.update(batch_size=256, num_steps=4_000, eval_every_steps=500)
+    c.training.update(
+      replicas=1, batch_size=256, num_steps=4_000, eval_every_steps=500
+    )
     c.optimizer.learning_rate = 3e-3
     c.validation.num_users = 4_000
   return c

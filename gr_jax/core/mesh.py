@@ -50,9 +50,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding that splits the first axis over `data`."""
-  return NamedSharding(mesh, PartitionSpec(DATA))
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+  """Returns the sharding that splits one axis, the first, over `data`."""
+  return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA))
 
 
 def check_batch(mesh: Mesh, batch_size: int, name: str = "batch_size") -> None:

@@ -10,7 +10,8 @@ Arbitrary Finite Domains", CT-RSA 2002, sections 3 and 4).
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, UInt32
+import numpy as np
+from jaxtyping import Array, Int, Int32, UInt32
 
 from gr_jax.core import checks
 
@@ -73,3 +74,26 @@ def permute(
     lambda v: jnp.any(v >= size), walk, encrypt(index.astype(jnp.uint32))
   )
   return value.astype(jnp.int32)
+
+
+def permute_numpy(
+  index: Int[np.ndarray, "B"], keys: UInt32[np.ndarray, "6"], size: int
+) -> Int32[np.ndarray, "B"]:
+  """Equals `permute`, without JAX: a host's workers may have no device."""
+  half = np.uint32(max(1, ((size - 1).bit_length() + 1) // 2))
+  mask = np.uint32((1 << int(half)) - 1)
+  value = index.astype(np.uint32)
+  wanted = np.arange(value.size)
+  while wanted.size:
+    left, right = value[wanted] >> half, value[wanted] & mask
+    for key in keys:
+      left, right = right, left ^ (_mix_numpy(right ^ key) & mask)
+    value[wanted] = (left << half) | right
+    wanted = wanted[value[wanted] >= size]
+  return value.astype(np.int32)
+
+
+def _mix_numpy(value: np.ndarray) -> np.ndarray:
+  value = (value ^ (value >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+  value = (value ^ (value >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+  return value ^ (value >> np.uint32(16))

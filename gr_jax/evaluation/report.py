@@ -5,9 +5,11 @@ say what the ranking leaves out: "nothing_removed" is the published protocol,
 "history_removed" leaves out the items that the user already had. Populations
 are "all" test users and, where interactions carry times, those whose test
 item fell on a later day than the item before it ("later_day") or on the same.
+A trained row is the mean of its replicas, whose own rows ("generator/0" ...)
+stand beside it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import rich.console
 import rich.table
@@ -21,7 +23,8 @@ ALL, LATER_DAY, SAME_DAY = "all", "later_day", "same_day"
 GENERATOR = "generator"
 # What a verdict is about.
 DECIDING = (metrics.RECALL_10, metrics.NDCG_10)
-# Prefix of half a metric's 95 % interval over users, for one trained model.
+# Prefix of half a metric's 95 % interval: over replicas, or over users where
+# one network was trained.
 INTERVAL = "interval/"
 _SHOWN = (*metrics.RANKING_METRICS,)
 _SHOWN_IN_TERMINAL = ("recall@5", *DECIDING, "recall@20")
@@ -34,6 +37,48 @@ def label(row: str) -> str:
   return BASELINES[row].label if row in BASELINES else row
 
 
+def over_replicas(
+  name: str,
+  replicas: Sequence[Mapping[str, Mapping[str, Mapping[str, float]]]],
+) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+  """Returns the row of a trained model, and one of each of several replicas.
+
+  Args:
+    name: The row's.
+    replicas: Each one's form -> population -> metric -> value, with
+      intervals over users.
+  """
+  if len(replicas) == 1:
+    return {name: replicas[0]}
+  mean = {}
+  for form, populations in replicas[0].items():
+    mean[form] = {}
+    for population in populations:
+      runs = [replica[form][population] for replica in replicas]
+      found = metrics.over_seeds(runs)
+      mean[form][population] = {k: v.mean for k, v in found.items()} | {
+        key: found[key.removeprefix(INTERVAL)].half_width
+        for key in found
+        if key.startswith(INTERVAL)
+      }
+  return {name: mean} | {f"{name}/{r}": row for r, row in enumerate(replicas)}
+
+
+def spread(rows: Rows) -> str:
+  """Says what the generator's figures are a mean of, and what ± covers."""
+  count = sum(row.startswith(f"{GENERATOR}/") for row in rows)
+  if not count:
+    return "One trained network; ± is the 95 % interval over users."
+  return (
+    f"Mean of {count} networks trained from different seeds on the same "
+    "semantic IDs; ± is Student's t 95 % interval over them."
+  )
+
+
+def _baselines(rows: Rows) -> dict[str, Mapping]:
+  return {row: values for row, values in rows.items() if row in BASELINES}
+
+
 def verdicts(rows: Rows, form: str, population: str = ALL) -> list[str]:
   """Says, metric by metric, which baselines the generator does not beat.
 
@@ -43,7 +88,7 @@ def verdicts(rows: Rows, form: str, population: str = ALL) -> list[str]:
     population: One of the report's populations.
 
   Returns:
-    One line a deciding metric, with its 95 % interval over users.
+    One line a deciding metric, with its 95 % interval.
   """
   lines = []
   for metric in DECIDING:
@@ -52,8 +97,8 @@ def verdicts(rows: Rows, form: str, population: str = ALL) -> list[str]:
     said = f"{metric} {own:.4f} ± {values[INTERVAL + metric]:.4f}"
     ahead = {
       row: other[form][population][metric]
-      for row, other in rows.items()
-      if row != GENERATOR and other[form][population][metric] >= own
+      for row, other in _baselines(rows).items()
+      if other[form][population][metric] >= own
     }
     if ahead:
       names = ", ".join(f"{label(r)} ({v:.4f})" for r, v in ahead.items())
@@ -65,7 +110,7 @@ def verdicts(rows: Rows, form: str, population: str = ALL) -> list[str]:
 
 def markdown(rows: Rows) -> str:
   """Returns the report as Markdown tables with verdicts."""
-  parts = []
+  parts = [spread(rows), ""]
   for form in FORMS:
     for population in rows[GENERATOR][form]:
       parts.append(f"### {_title(form, population)}\n")
@@ -103,6 +148,7 @@ def show(rows: Rows, console: rich.console.Console) -> None:
     for line in verdicts(rows, form, population):
       console.print(("[red]" if "NOT" in line else "[green]") + line)
     console.print()
+  console.print(spread(rows))
   invalid = rows[GENERATOR][NOTHING_REMOVED][ALL][metrics.INVALID_RATE]
   console.print(f"Invalid semantic IDs: {invalid:.2%} of those returned.")
 
@@ -126,8 +172,7 @@ def _lines(
   """Baselines first, then the generator, items before semantic IDs."""
   lines = [
     (label(row), values[form][population])
-    for row, values in rows.items()
-    if row != GENERATOR
+    for row, values in _baselines(rows).items()
   ]
   own = rows[GENERATOR][form][population]
   lines.append((GENERATOR, own))

@@ -408,10 +408,23 @@ def log_likelihood(
   return jnp.sum(jnp.where(targets != 0, chosen[..., 0], 0.0), axis=-1)
 
 
-def shift_right(targets: Int[Array, "*batch T"]) -> Int[Array, "*batch T"]:
-  """Returns decoder inputs: targets moved one position on, 0 first."""
+def shift_right(
+  targets: Int[Array, "*batch T"],
+  segment_ids: Int[Array, "*batch T"] | None = None,
+) -> Int[Array, "*batch T"]:
+  """Returns decoder inputs: targets moved one position on, 0 first.
+
+  Args:
+    targets: Tokens.
+    segment_ids: Packed rows only: the example that a token belongs to, each
+      of which begins with 0.
+  """
   pad = [(0, 0)] * (targets.ndim - 1) + [(1, 0)]
-  return jnp.pad(targets, pad)[..., :-1]
+  shifted = jnp.pad(targets, pad)[..., :-1]
+  if segment_ids is None:
+    return shifted
+  before = jnp.pad(segment_ids, pad)[..., :-1]
+  return jnp.where(before == segment_ids, shifted, 0)
 
 
 def check_batch(inputs: jax.Array, decoder_inputs: jax.Array) -> None:

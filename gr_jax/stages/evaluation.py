@@ -34,11 +34,11 @@ def predict_test(
   stored: prepare.StoredDataset,
   live: live_catalog.LiveCatalog,
   examples: splits.Examples,
-) -> dict[str, Predictions]:
+) -> list[dict[str, Predictions]]:
   """Decodes the test users, unless done before, and stores the lists.
 
   Returns:
-    The lists of each of the report's forms.
+    For each replica, the lists of each of the report's forms.
 
   Raises:
     InputError: No trained generator yet, or one of another catalog.
@@ -50,10 +50,15 @@ def predict_test(
   parents = {"generator": saved, **live.parents}
   kept = workdir.matching("predictions", section, parents)
   if kept is not None:
-    return {
-      form: Predictions(**artifact.group(kept.arrays, form))
-      for form in report.FORMS
-    }
+    return [
+      {
+        form: Predictions(
+          **artifact.group(kept.arrays, f"replica_{replica}/{form}")
+        )
+        for form in report.FORMS
+      }
+      for replica in range(generator_stage.num_replicas(saved))
+    ]
   predictions = decode(
     config,
     saved,
@@ -64,8 +69,9 @@ def predict_test(
     denied_items(stored.interactions, examples),
   )
   arrays = {}
-  for form, lists in predictions.items():
-    arrays |= artifact.prefixed(vars(lists), form)
+  for replica, lists in enumerate(predictions):
+    for form, each in lists.items():
+      arrays |= artifact.prefixed(vars(each), f"replica_{replica}/{form}")
   workdir.save("predictions", section, arrays, parents)
   return predictions
 
@@ -78,8 +84,8 @@ def decode(
   interactions: Interactions,
   examples: splits.Examples,
   denied: Mapping[str, Int32[np.ndarray, "U R"] | None],
-) -> dict[str, Predictions]:
-  """Decodes every example once for each set of denied items.
+) -> list[dict[str, Predictions]]:
+  """Decodes every example, by every replica, for each set of denied items.
 
   Args:
     config: The run's settings.
@@ -91,7 +97,7 @@ def decode(
     denied: By name, items that each user must not get, -1 filling the rows.
 
   Returns:
-    The lists by the same names.
+    For each replica, the lists by the same names.
   """
   generator = generator_stage.make_generator(config, catalog)
   mesh = generator_stage.make_mesh(config)
@@ -103,23 +109,29 @@ def decode(
     constrained=config.decoding.constrained,
     mesh=mesh,
   )
-  params = generator_stage.load_params(saved)
   data = windows.training_data(
     interactions, catalog, generator.vocabulary, examples
   )
-  return {
-    name: evaluator.predict(
-      recommend,
-      params,
-      data,
-      generator.layout,
-      batch_size=config.evaluation.batch_size,
-      mesh=mesh,
-      denied_items=items,
-      description=f"decoding, {name.replace('_', ' ')}",
-    )
-    for name, items in denied.items()
-  }
+
+  def predict(params):
+    return {
+      name: evaluator.predict(
+        recommend,
+        params,
+        data,
+        generator.layout,
+        batch_size=config.evaluation.batch_size,
+        mesh=mesh,
+        denied_items=items,
+        description=f"decoding, {name.replace('_', ' ')}",
+      )
+      for name, items in denied.items()
+    }
+
+  return [
+    predict(generator_stage.load_params(saved, replica))
+    for replica in range(generator_stage.num_replicas(saved))
+  ]
 
 
 def denied_items(
@@ -241,20 +253,22 @@ def measure(config: RunConfig, workdir: Workdir) -> report.Rows:
   targets = evaluator.targets(stored.interactions, examples)
   predictions = predict_test(config, workdir, stored, live, examples)
   denied = denied_items(stored.interactions, examples)
-  rows = {
-    report.GENERATOR: {
+  replicas = [
+    {
       form: generator_metrics(
-        lists,
+        each,
         live.sids,
         targets,
         populations,
         removed=denied[form],
         recommendable=live.recommendable,
-        seed=config.seed,
+        seed=config.seed + replica,
       )
-      for form, lists in predictions.items()
+      for form, each in lists.items()
     }
-  }
+    for replica, lists in enumerate(predictions)
+  ]
+  rows = report.over_replicas(report.GENERATOR, replicas)
   width = config.decoding.beam_width
   ranked = baseline_ranks(workdir, stored, embeddings, table, split)
   for name, ranks in ranked.items():

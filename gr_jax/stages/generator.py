@@ -1,7 +1,7 @@
 """Stages 6 to 8: semantic IDs and histories -> a trained generator."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -103,8 +103,8 @@ def train(
     stop_requested: Asked after every dispatch; True saves and returns.
 
   Returns:
-    The generator with the parameters of the best validation, or None when
-    stopped on request.
+    The generator with the parameters of each replica's best validation, or
+    None when stopped on request.
 
   Raises:
     InputError: Settings that do not fit, or checkpoints of another run.
@@ -146,7 +146,7 @@ def train(
       config=config.training,
       optimizer_config=config.optimizer,
       mesh=mesh,
-      key=rng.stream(jax.random.key(config.seed), "generator"),
+      keys=replica_keys(config),
       validate=_validator(config, generator, data, stored, split, mesh),
       checkpointer=checkpointer,
       writer_folder=str(workdir.training),
@@ -157,30 +157,38 @@ def train(
     checkpointer.close()
   if result is None:
     return None
-  params = flax.traverse_util.flatten_dict(
-    mesh_lib.to_host(result.params), sep="/"
-  )
+  params = [mesh_lib.to_host(params) for params in result.params]
   saved = workdir.save(
     "generator",
     section,
-    params,
+    params_to_arrays(params),
     parents,
     metadata={
       "best_step": result.best_step,
       "best_value": result.best_value,
+      "best_replica": int(np.argmax(result.best_value)),
       "last_step": result.last_step,
-      "num_parameters": sum(p.size for p in params.values()),
+      "num_parameters": sum(p.size for p in jax.tree.leaves(params[0])),
     },
   )
   logging.info(
-    "generator: best validation %s %.4f at step %d of %d, %.0f s.",
+    "generator: best validation %s %s at steps %s of %d, %.0f s.",
     config.training.selection_metric,
-    result.best_value,
-    result.best_step,
+    ", ".join(f"{value:.4f}" for value in result.best_value),
+    ", ".join(map(str, result.best_step)),
     result.last_step,
     result.seconds,
   )
   return saved
+
+
+def replica_keys(config: RunConfig) -> jax.Array:
+  """Returns each replica's root key [R]: of the run's seed and those after.
+
+  The semantic IDs are those of the run's seed for all of them.
+  """
+  seeds = range(config.seed, config.seed + config.training.replicas)
+  return jnp.stack([rng.stream(jax.random.key(s), "generator") for s in seeds])
 
 
 def _validator(
@@ -229,11 +237,32 @@ def _validator(
   return validate
 
 
-def load_params(saved: artifact.Artifact) -> Any:
-  """Returns a generator artifact's parameters as the network's tree."""
+def params_to_arrays(replicas: Sequence[Any]) -> dict[str, np.ndarray]:
+  """Returns the arrays of a generator artifact: replicas' parameters."""
+  arrays = {}
+  for r, params in enumerate(replicas):
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    arrays |= artifact.prefixed(flat, f"replica_{r}")
+  return arrays
+
+
+def num_replicas(saved: artifact.Artifact) -> int:
+  """Returns how many networks a generator artifact holds."""
+  return len({name.split("/")[0] for name in saved.arrays})
+
+
+def load_params(saved: artifact.Artifact, replica: int | None = None) -> Any:
+  """Returns a replica's parameters as the network's tree.
+
+  Args:
+    saved: A generator artifact.
+    replica: Which one; None takes the best on validation.
+  """
+  if replica is None:
+    replica = saved.metadata.get("best_replica", 0)
+  arrays = artifact.group(saved.arrays, f"replica_{replica}")
   return flax.traverse_util.unflatten_dict(
-    {name: jnp.asarray(value) for name, value in saved.arrays.items()},
-    sep="/",
+    {name: jnp.asarray(value) for name, value in arrays.items()}, sep="/"
   )
 
 

@@ -249,14 +249,20 @@ def _measure(
       scorer, histories, targets, candidates=candidates
     )
     for ranking, removed in rankings.items():
-      own = evaluation.generator_metrics(
-        lists[ranking],
-        live.sids,
-        targets,
-        {report.ALL: np.ones(examples.num_examples, bool)},
-        removed=removed,
-        recommendable=candidates,
-        seed=config.seed,
+      replicas = [
+        evaluation.generator_metrics(
+          each[ranking],
+          live.sids,
+          targets,
+          {report.ALL: np.ones(examples.num_examples, bool)},
+          removed=removed,
+          recommendable=candidates,
+          seed=config.seed + replica,
+        )
+        for replica, each in enumerate(lists)
+      ]
+      own = report.over_replicas(
+        report.GENERATOR, [{ranking: each} for each in replicas]
       )
       form = ALL_ITEMS if removed is None else HISTORY_REMOVED
       beside = metrics.summarize(
@@ -264,7 +270,7 @@ def _measure(
       )
       rows[ranking] = {
         _NEIGHBORS: beside,
-        report.GENERATOR: own[report.ALL],
+        report.GENERATOR: own[report.GENERATOR][ranking][report.ALL],
       }
   logging.info("cold start: %s examples.", f"{examples.num_examples:,}")
   return rows

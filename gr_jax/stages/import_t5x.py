@@ -1,6 +1,6 @@
 """A checkpoint that T5X trained -> the run's generator."""
 
-import flax.traverse_util
+import jax
 from absl import logging
 
 from gr_jax.core import artifact
@@ -32,16 +32,15 @@ def import_t5x(
   sids, catalog = semantic_ids.load_sids(workdir)
   network = generator.make_generator(config, catalog).model.config
   step, params = t5x_checkpoints.load_params(checkpoint, network)
-  flat = flax.traverse_util.flatten_dict(params, sep="/")
   section = {name: config.sections[name] for name in ("task", "model")}
   saved = workdir.save(
     "generator",
     section | {"trainer": "t5x", "step": step},
-    flat,
+    generator.params_to_arrays([params]),
     {"dataset": stored.artifact, "sids": sids},
     metadata={
       "last_step": step,
-      "num_parameters": sum(p.size for p in flat.values()),
+      "num_parameters": sum(p.size for p in jax.tree.leaves(params)),
     },
   )
   logging.info("generator: T5X's parameters of step %d.", step)

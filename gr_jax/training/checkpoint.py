@@ -1,5 +1,7 @@
 """Checkpoints of a run: the latest states and the best parameters.
 
+Every replica keeps the parameters of its own best validation.
+
 The only file that knows orbax. A checkpoint is whole or absent: orbax writes
 a temporary folder and renames it.
 """
@@ -20,9 +22,9 @@ from gr_jax.training.state import TrainState
 class Checkpointer:
   """Saves and restores one run below a folder.
 
-  `latest/` holds the newest two whole states with the run's facts (best value
-  so far, patience used, fingerprint); `best/` the parameters of the best
-  validation.
+  `latest/` holds the newest two whole states with the run's facts (best values
+  so far, patience used, fingerprint); `best/r/` the parameters of replica r's
+  best validation.
   """
 
   def __init__(self, folder: str | os.PathLike[str], *, fingerprint: str):
@@ -42,12 +44,17 @@ class Checkpointer:
         max_to_keep=2, enable_async_checkpointing=False
       ),
     )
-    self._best = ocp.CheckpointManager(
-      folder / "best",
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=1, enable_async_checkpointing=False
-      ),
-    )
+    self._best: dict[int, ocp.CheckpointManager] = {}
+
+  def _best_of(self, replica: int) -> ocp.CheckpointManager:
+    if replica not in self._best:
+      self._best[replica] = ocp.CheckpointManager(
+        self._folder / "best" / str(replica),
+        options=ocp.CheckpointManagerOptions(
+          max_to_keep=1, enable_async_checkpointing=False
+        ),
+      )
+    return self._best[replica]
 
   def save(self, state: TrainState, facts: Mapping[str, Any]) -> None:
     """Saves the whole state and the run's facts, JSON types."""
@@ -62,15 +69,14 @@ class Checkpointer:
       ),
     )
 
-  def save_best(self, state: TrainState) -> None:
-    """Replaces the best parameters with those of `state`."""
-    step = int(state.step)
-    for old in self._best.all_steps():
+  def save_best(self, replica: int, step: int, params: Any) -> None:
+    """Replaces a replica's best parameters with `params`, those at `step`."""
+    best = self._best_of(replica)
+    for old in best.all_steps():
       if old >= step:  # of a run that went on further before it was cut off
-        self._best.delete(old)
-    self._best.save(
-      step,
-      args=ocp.args.Composite(params=ocp.args.StandardSave(state.params)),
+        best.delete(old)
+    best.save(
+      step, args=ocp.args.Composite(params=ocp.args.StandardSave(params))
     )
 
   def restore(self, template: TrainState) -> tuple[TrainState, dict] | None:
@@ -120,28 +126,30 @@ class Checkpointer:
       logging.warning("Checkpoint %d cannot be read: %s", step, error)
     return None if processes.any_of(found is None) else found
 
-  def restore_best(self, template: Any) -> tuple[int, Any]:
-    """Returns the step and the parameters of the best validation.
+  def restore_best(self, replica: int, template: Any) -> Any:
+    """Returns the parameters of a replica's best validation.
 
     Args:
+      replica: Which one.
       template: Parameters of the right shapes, dtypes and shardings.
 
     Raises:
       InputError: Nothing was validated yet.
     """
-    step = self._best.latest_step()
+    best = self._best_of(replica)
+    step = best.latest_step()
     if step is None:
       raise checks.InputError(
         f"No best parameters in {str(self._folder)!r}; train further, to the "
         "first validation."
       )
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-    restored = self._best.restore(
+    restored = best.restore(
       step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
     )
-    return step, restored.params
+    return restored.params
 
   def close(self) -> None:
     """Waits for writes and closes."""
-    self._latest.close()
-    self._best.close()
+    for manager in (self._latest, *self._best.values()):
+      manager.close()

@@ -14,11 +14,10 @@ from absl import logging
 from jax.sharding import Mesh
 
 from gr_jax.core import checks, metric_writer, processes, progress, rng
-from gr_jax.core import mesh as mesh_lib
 from gr_jax.models.encoder_decoder import EncoderDecoder
 from gr_jax.tasks import windows
+from gr_jax.training import loaders, partition
 from gr_jax.training import optimizer as optimizer_lib
-from gr_jax.training import partition
 from gr_jax.training import step as step_lib
 from gr_jax.training.checkpoint import Checkpointer
 from gr_jax.training.state import TrainState, init_state
@@ -33,18 +32,27 @@ class TrainingConfig:
   """What a run minimizes, for how long, and how often it looks.
 
   Attributes:
-    batch_size: Examples an update, over all devices.
+    replicas: Networks trained side by side in one program, from the run's
+      seed and those after it, on the same semantic IDs. Each keeps its own
+      best parameters and equals a run of its own but for rounding.
+    learning_rates: One a replica, in place of the optimizer's; () for none.
+    dropout_rates: One a replica, in place of the model's; () for none.
+    batch_size: Examples an update of one replica, over all devices.
     label_smoothing: Share of the target probability spread evenly.
     num_steps: Updates at most.
     steps_per_dispatch: Updates compiled into one call; metrics are written
       once a call.
     eval_every_steps: Updates between validations, each followed by a
       checkpoint; a multiple of steps_per_dispatch.
-    patience: Validations without improvement before stopping; 0 never stops.
+    patience: Validations without improvement before a replica's later ones
+      count no more; the run stops when that is so of all. 0 never stops.
     selection_metric: The validation metric that picks the best parameters,
       higher is better.
   """
 
+  replicas: int = 1
+  learning_rates: tuple[float, ...] = ()
+  dropout_rates: tuple[float, ...] = ()
   batch_size: int = 256
   label_smoothing: float = 0.0
   num_steps: int = 10_000
@@ -54,7 +62,28 @@ class TrainingConfig:
   selection_metric: str = "ndcg@10"
 
   def __post_init__(self):
-    """Refuses periods that do not fit into each other."""
+    """Refuses periods and lists that do not fit."""
+    if self.replicas < 1:
+      raise checks.InputError(
+        f"training.replicas must be 1 or more; got {self.replicas}."
+      )
+    for name in ("learning_rates", "dropout_rates"):
+      values = getattr(self, name)
+      if values and len(values) != self.replicas:
+        raise checks.InputError(
+          f"training.{name} holds {len(values)} values for "
+          f"{self.replicas} replicas; give one each, or none."
+        )
+    for value in self.learning_rates:
+      if value <= 0:
+        raise checks.InputError(
+          f"training.learning_rates must exceed 0; got {value}."
+        )
+    for value in self.dropout_rates:
+      if not 0 <= value < 1:
+        raise checks.InputError(
+          f"training.dropout_rates must lie in [0, 1); got {value}."
+        )
     for name in ("num_steps", "eval_every_steps"):
       value, unit = getattr(self, name), self.steps_per_dispatch
       if value < 1 or unit < 1 or value % unit:
@@ -66,11 +95,11 @@ class TrainingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-  """What a finished run leaves."""
+  """What a finished run leaves, replica by replica."""
 
-  params: Any  # of the best validation
-  best_step: int
-  best_value: float
+  params: tuple[Any, ...]  # of each replica's best validation
+  best_step: tuple[int, ...]
+  best_value: tuple[float, ...]
   last_step: int
   seconds: float  # of this process's part of the run
 
@@ -86,7 +115,7 @@ def train(
   config: TrainingConfig,
   optimizer_config: optimizer_lib.OptimizerConfig,
   mesh: Mesh,
-  key: jax.Array,
+  keys: jax.Array,
   validate: Validate,
   checkpointer: Checkpointer,
   writer_folder: str,
@@ -104,8 +133,9 @@ def train(
     config: Batch, loss, length and periods.
     optimizer_config: AdamW's settings.
     mesh: The devices.
-    key: The run's root key.
-    validate: Parameters to metrics; must hold `selection_metric`.
+    keys: The replicas' root keys, [R].
+    validate: One replica's parameters to metrics; must hold
+      `selection_metric`.
     checkpointer: Where states are kept.
     writer_folder: Where scalars are written.
     stop_requested: Asked after every dispatch; True on any process saves and
@@ -116,7 +146,7 @@ def train(
     The result, or None when stopped on request before the end.
 
   Raises:
-    DivergedError: The loss is NaN or infinite; nothing was saved after it.
+    DivergedError: A loss is NaN or infinite; nothing was saved after it.
     InputError: Settings that do not fit, or checkpoints of another run.
   """
   step_lib.check_run_length(config.num_steps, config.batch_size)
@@ -126,21 +156,35 @@ def train(
     )
   optimizer = optimizer_lib.make_optimizer(optimizer_config, config.num_steps)
   shardings, make_state = planned_state(
-    model, optimizer, layout, mesh, rules, key
+    model, optimizer, layout, mesh, rules, keys
+  )
+  count = config.replicas
+  loader = loaders.DeviceLoader.create(
+    data, layout, mesh, batch_size=config.batch_size
   )
   run_steps = step_lib.make_train_steps(
     model,
     optimizer,
-    layout,
     mesh,
-    batch_size=config.batch_size,
+    sampler=loader.sampler,
     num_steps=config.steps_per_dispatch,
+    learning_rates=config.learning_rates
+    or [optimizer_config.learning_rate] * count,
+    dropout_rates=config.dropout_rates or [model.config.dropout_rate] * count,
     label_smoothing=config.label_smoothing,
     shardings=shardings,
   )
-  data = mesh_lib.place(data, mesh_lib.replicated(mesh))
+  one_replica = jax.jit(
+    lambda params, r: jax.tree.map(lambda p: p[r], params),
+    static_argnums=1,
+    out_shardings=partition.one_replica(shardings.params),
+  )
   state = make_state()
-  facts = {"best_value": -math.inf, "best_step": 0, "stale": 0, "done": False}
+  facts = {
+    "best_value": [-math.inf] * count,
+    "best_step": [0] * count,
+    "stale": [0] * count,
+  }
   restored = checkpointer.restore(state)
   if restored is not None:
     state, facts = restored
@@ -151,63 +195,99 @@ def train(
     progress.bar("training", total=config.num_steps, completed=step) as advance,
   ):
     note = ""
-    while step < config.num_steps and not facts["done"]:
+    while step < config.num_steps and not _all_done(facts, config):
       before = time.perf_counter()
-      state, metrics = run_steps(state, data, key)
-      metrics = jax.tree.map(float, jax.device_get(metrics))
+      state, metrics = run_steps(state, loader.data, keys)
+      metrics = jax.device_get(metrics)
       rate = config.steps_per_dispatch / (time.perf_counter() - before)
       step += config.steps_per_dispatch
-      if not math.isfinite(metrics.loss):
-        raise DivergedError(
-          f"The loss is {metrics.loss} before step {step}; lower "
-          "optimizer.learning_rate. The last checkpoint is unharmed."
-        )
+      for loss in metrics.loss:
+        if not math.isfinite(loss):
+          raise DivergedError(
+            f"The loss is {loss} before step {step}; lower "
+            "optimizer.learning_rate. The last checkpoint is unharmed."
+          )
       scalars = {
-        "train/loss": metrics.loss,
-        "train/accuracy": metrics.accuracy,
-        "train/gradient_norm": metrics.gradient_norm,
-        "train/examples_per_second": rate * config.batch_size,
+        "train/examples_per_second": rate * config.batch_size * count,
       }
+      for r in range(count):
+        scalars |= {
+          _name("train/loss", r, count): float(metrics.loss[r]),
+          _name("train/accuracy", r, count): float(metrics.accuracy[r]),
+          _name("train/gradient_norm", r, count): float(
+            metrics.gradient_norm[r]
+          ),
+        }
       due = step % config.eval_every_steps == 0 or step == config.num_steps
       if due:
-        values = validate(state.params)
-        scalars |= {f"validation/{name}": v for name, v in values.items()}
-        facts = _judge(facts, values[config.selection_metric], step, config)
-        if facts["best_step"] == step:
-          checkpointer.save_best(state)
-        note = f" best {config.selection_metric} {facts['best_value']:.4f}"
+        for r in range(count):
+          params = one_replica(state.params, r)
+          values = validate(params)
+          scalars |= {
+            _name(f"validation/{name}", r, count): v
+            for name, v in values.items()
+          }
+          if _judge(facts, r, values[config.selection_metric], step, config):
+            checkpointer.save_best(r, step, params)
+        best = ", ".join(f"{value:.4f}" for value in facts["best_value"])
+        note = f" best {config.selection_metric} {best}"
       if writer is not None:
         writer.write(step, scalars)
-      advance(config.steps_per_dispatch, note=f"loss {metrics.loss:.3f}{note}")
+      loss = float(metrics.loss.mean())
+      advance(config.steps_per_dispatch, note=f"loss {loss:.3f}{note}")
       stopping = processes.any_of(stop_requested())
       if due or stopping:
         checkpointer.save(state, facts)
       if stopping:
         logging.info("Stopped on request after step %d; resumable.", step)
         return None
-  best_step, best_params = checkpointer.restore_best(state.params)
   return TrainResult(
-    params=best_params,
-    best_step=best_step,
-    best_value=facts["best_value"],
+    params=tuple(
+      checkpointer.restore_best(r, one_replica(state.params, r))
+      for r in range(count)
+    ),
+    best_step=tuple(facts["best_step"]),
+    best_value=tuple(facts["best_value"]),
     last_step=step,
     seconds=time.perf_counter() - started,
   )
 
 
+def _name(metric: str, replica: int, count: int) -> str:
+  """Names a scalar; alone, a replica goes unnumbered."""
+  return metric if count == 1 else f"{metric}/replica_{replica}"
+
+
+def _is_done(facts: dict[str, Any], replica: int, config: TrainingConfig):
+  return bool(config.patience) and facts["stale"][replica] >= config.patience
+
+
+def _all_done(facts: dict[str, Any], config: TrainingConfig) -> bool:
+  return all(_is_done(facts, r, config) for r in range(config.replicas))
+
+
 def _judge(
-  facts: dict[str, Any], value: float, step: int, config: TrainingConfig
-) -> dict[str, Any]:
-  """Returns the run's facts after a validation that gave `value`."""
-  if value > facts["best_value"]:
-    return facts | {
-      "best_value": float(value),
-      "best_step": step,
-      "stale": 0,
-    }
-  stale = facts["stale"] + 1
-  done = bool(config.patience) and stale >= config.patience
-  return facts | {"stale": stale, "done": done}
+  facts: dict[str, Any],
+  replica: int,
+  value: float,
+  step: int,
+  config: TrainingConfig,
+) -> bool:
+  """Notes a replica's validation that gave `value`; says if it is its best.
+
+  A replica that ran out of patience would have stopped alone: what it does
+  after counts no more.
+  """
+  if _is_done(facts, replica, config):
+    return False
+  is_best = value > facts["best_value"][replica]
+  if is_best:
+    facts["best_value"][replica] = float(value)
+    facts["best_step"][replica] = step
+    facts["stale"][replica] = 0
+  else:
+    facts["stale"][replica] += 1
+  return is_best
 
 
 def _open_writer(
@@ -225,7 +305,7 @@ def planned_state(
   layout: windows.WindowLayout,
   mesh: Mesh,
   rules: Mapping[str, str],
-  key: jax.Array,
+  keys: jax.Array,
 ) -> tuple[TrainState, Callable[[], TrainState]]:
   """Returns where the first state will lie, and a function that makes it.
 
@@ -237,25 +317,37 @@ def planned_state(
     layout: Lengths to initialize with.
     mesh: The devices.
     rules: Logical axes to mesh axes.
-    key: The run's root key.
+    keys: The replicas' root keys, [R].
 
   Raises:
     InputError: A mesh axis that does not divide a parameter's axis.
   """
 
-  def make(k):
-    return init_state(init_params(model, layout, key=k), optimizer)
+  def make(keys):
+    return init_state(init_params(model, layout, keys=keys), optimizer)
 
-  shapes = jax.eval_shape(make, key)
+  shapes = jax.eval_shape(make, keys)
   shardings = partition.state_shardings(shapes, mesh, rules)
-  return shardings, lambda: jax.jit(make, out_shardings=shardings)(key)
+  return shardings, lambda: jax.jit(make, out_shardings=shardings)(keys)
 
 
 def init_params(
-  model: EncoderDecoder, layout: windows.WindowLayout, *, key: jax.Array
+  model: EncoderDecoder, layout: windows.WindowLayout, *, keys: jax.Array
 ) -> Any:
-  """Returns the network's initial parameters, float32."""
+  """Returns the networks' initial parameters, float32, leaves [R, ...].
+
+  Args:
+    model: The network.
+    layout: Lengths to initialize with.
+    keys: The replicas' root keys, [R].
+  """
   inputs = jnp.ones((1, layout.input_length), jnp.int32)
   targets = jnp.ones((1, layout.target_length), jnp.int32)
-  init = jax.jit(lambda k: model.init(k, inputs, targets, deterministic=True))
-  return init(rng.stream(key, "init"))["params"]
+
+  @jax.jit
+  @jax.vmap
+  def init(key):
+    key = rng.stream(key, "init")
+    return model.init(key, inputs, targets, deterministic=True)["params"]
+
+  return init(keys)

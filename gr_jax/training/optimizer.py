@@ -76,8 +76,11 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 def make_optimizer(
   config: OptimizerConfig, num_steps: int
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
   """Returns the optax chain: clip, Adam, decoupled decay, schedule.
+
+  Its `update` takes a `learning_rate` too, float32 [], in place of the
+  config's, so that replicas of one program can differ in it.
 
   Args:
     config: The optimizer's settings.
@@ -91,7 +94,7 @@ def make_optimizer(
     if config.clip_norm
     else optax.identity(),
     optax.adamw(
-      make_schedule(config, num_steps),
+      make_schedule(dataclasses.replace(config, learning_rate=1.0), num_steps),
       b1=config.b1,
       b2=config.b2,
       weight_decay=config.weight_decay,
@@ -100,10 +103,12 @@ def make_optimizer(
     ),
   )
 
-  def update(grads, state, params=None):
+  def update(grads, state, params=None, *, learning_rate=None):
+    rate = config.learning_rate if learning_rate is None else learning_rate
     # optax multiplies integer counts with floats, which callers that run
     # with strict promotion would otherwise not be able to trace.
     with jax.numpy_dtype_promotion("standard"):
-      return chain.update(grads, state, params)
+      updates, state = chain.update(grads, state, params)
+      return jax.tree.map(lambda u: rate * u, updates), state
 
-  return optax.GradientTransformation(chain.init, update)
+  return optax.GradientTransformationExtraArgs(chain.init, update)

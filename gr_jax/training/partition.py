@@ -26,8 +26,12 @@ _TENSOR = {
 # (ZeRO-3, arXiv:1910.02054); a step gathers parameters and scatters gradients.
 _FSDP = {"embed": mesh_lib.DATA}
 
+# Every replica whole on some of the devices: no collectives at all.
+REPLICA = "replica"
+
 RULES: Mapping[str, Mapping[str, str]] = {
   "replicated": {},
+  "replicas": {REPLICA: mesh_lib.DATA},
   "tensor": _TENSOR,
   "fsdp": _FSDP,
   "fsdp_tensor": _FSDP | _TENSOR,
@@ -40,18 +44,22 @@ def state_shardings(state: Any, mesh: Mesh, rules: Mapping[str, str]) -> Any:
   Moments lie as the parameters they belong to, counters on every device.
 
   Args:
-    state: A `TrainState` or its shapes.
+    state: A `TrainState` or its shapes; its parameters lead with the axis
+      "replica".
     mesh: The devices.
     rules: Logical axes to mesh axes, e.g. from `RULES`.
 
   Raises:
     InputError: A mesh axis that does not divide a parameter's axis.
   """
+  one = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.params
+  )
   specs, _ = jax.tree_util.tree_flatten_with_path(
-    sharding_lib.logical_axes(state.params),
+    sharding_lib.logical_axes(one),
     is_leaf=lambda x: isinstance(x, PartitionSpec),
   )
-  axes = {_names(path): spec for path, spec in specs}
+  axes = {_names(path): PartitionSpec(REPLICA, *spec) for path, spec in specs}
 
   def find(path, leaf) -> NamedSharding:
     names = _names(path)
@@ -62,6 +70,21 @@ def state_shardings(state: Any, mesh: Mesh, rules: Mapping[str, str]) -> Any:
     )
 
   return jax.tree_util.tree_map_with_path(find, state)
+
+
+def one_replica(shardings: Any) -> Any:
+  """Returns where a single replica of parameters lies, as it is used."""
+
+  def drop(sharding):
+    spec = mesh_lib.without_data(sharding).spec[1:]
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+
+  return jax.tree.map(drop, shardings)
+
+
+def splits_replicas(shardings: Any) -> bool:
+  """Whether different devices hold different replicas of parameters."""
+  return any(s.spec[:1] == (mesh_lib.DATA,) for s in jax.tree.leaves(shardings))
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:

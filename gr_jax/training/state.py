@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
@@ -9,23 +10,28 @@ from flax import struct
 
 @struct.dataclass
 class TrainState:
-  """Parameters and optimizer after `step` updates.
+  """Parameters and optimizers of R replicas after `step` updates each.
 
   Nothing else changes during training: which examples a step sees and what
-  its dropout draws follow from `step` and the run's keys.
+  its dropout draws follow from `step` and the replicas' keys.
   """
 
   step: Any  # int32 []
-  params: Any  # float32 pytree
-  opt_state: Any
+  params: Any  # float32 pytree, leaves [R, ...]
+  opt_state: Any  # leaves [R, ...], counters too
 
 
 def init_state(
   params: Any, optimizer: optax.GradientTransformation
 ) -> TrainState:
-  """Returns the state before the first update."""
+  """Returns the state before the first update.
+
+  Args:
+    params: Parameters with a leading axis of replicas.
+    optimizer: What will update them.
+  """
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    opt_state=optimizer.init(params),
+    opt_state=jax.vmap(optimizer.init)(params),
   )

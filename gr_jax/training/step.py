@@ -1,10 +1,17 @@
-"""The jitted train steps: many updates a dispatch, batches made on device."""
+"""The jitted train steps: many updates a dispatch, batches made on device.
 
-from collections.abc import Callable
+R replicas (seeds, learning rates, dropout rates) train side by side in one
+program, as `vmap` over a leading axis: the models of this field are so small
+that one alone leaves an accelerator idle.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh
@@ -12,14 +19,14 @@ from jax.sharding import Mesh
 from gr_jax.core import checks, permutation, rng
 from gr_jax.core import mesh as mesh_lib
 from gr_jax.models.encoder_decoder import EncoderDecoder, shift_right
-from gr_jax.tasks import windows
-from gr_jax.training import losses
+from gr_jax.tasks import packing, windows
+from gr_jax.training import losses, partition
 from gr_jax.training.state import TrainState
 
 
 @struct.dataclass
 class StepMetrics:
-  """Means over the steps of one dispatch, float32 []."""
+  """Means over the steps of one dispatch, float32 [R]."""
 
   loss: Any  # nats a target token
   accuracy: Any  # share of target tokens predicted first
@@ -27,112 +34,171 @@ class StepMetrics:
 
 
 def example_indices(
-  step: jax.Array, key: jax.Array, *, batch_size: int, num_examples: int
+  step: jax.Array, key: jax.Array, *, batch_size: int, strata: packing.Strata
 ) -> jax.Array:
   """Returns which examples the update after `step` earlier ones trains on.
 
-  Every epoch goes through all examples once, in an order of its own; a batch
-  may end one epoch and begin the next.
+  A batch holds equally many examples of every stratum. Every epoch of a
+  stratum goes through all of its examples once, in an order of its own; a
+  batch may end one epoch and begin the next.
 
   Args:
     step: int32 [], updates made before.
     key: A typed key, the order's; the same for the whole run.
-    batch_size: B.
-    num_examples: How many examples an epoch has.
+    batch_size: B, a multiple of the number of strata.
+    strata: Of the examples, sorted by length.
 
   Returns:
-    int32 [B].
+    int32 [B], stratum by stratum.
   """
-  start = step.astype(jnp.uint32) * jnp.uint32(batch_size)
-  position = start + jnp.arange(batch_size, dtype=jnp.uint32)  # [B]
-  epoch, offset = jnp.divmod(position, jnp.uint32(num_examples))
-  keys = jax.vmap(lambda e: permutation.round_keys(jax.random.fold_in(key, e)))(
-    epoch
-  )  # [B, 6]
-  return permutation.permute(offset.astype(jnp.int32), keys, size=num_examples)
+  share = batch_size // strata.count
+  found = []
+  # Strata come in two sizes at most, and a permutation's size is static.
+  for size in sorted(set(strata.sizes.tolist()), reverse=True):
+    chosen = np.flatnonzero(strata.sizes == size)
+    first = step.astype(jnp.uint32) * jnp.uint32(share)
+    position = first + jnp.arange(share, dtype=jnp.uint32)  # [share]
+    epoch, offset = jnp.divmod(position, jnp.uint32(size))
+
+    def permuted(stratum, start, epoch=epoch, offset=offset, size=size):
+      own = jax.random.fold_in(key, stratum)
+      keys = jax.vmap(
+        lambda e: permutation.round_keys(jax.random.fold_in(own, e))
+      )(epoch)  # [share, 6]
+      offset = offset.astype(jnp.int32)
+      return start + permutation.permute(offset, keys, size=size)
+
+    found.append(
+      jax.vmap(permuted)(
+        jnp.asarray(chosen, jnp.uint32),
+        jnp.asarray(strata.starts[chosen], jnp.int32),
+      ).reshape(-1)
+    )
+  return jnp.concatenate(found)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DeviceSampler:
+  """Cuts each step's batch from data in device memory.
+
+  Attributes:
+    layout: How examples become tokens.
+    strata: Of the data's examples, sorted by length.
+    plan: How a batch is packed.
+    batch_size: Examples an update of one replica.
+  """
+
+  layout: windows.WindowLayout
+  strata: packing.Strata
+  plan: packing.PackPlan
+  batch_size: int
+
+  def cut(
+    self, data: windows.TrainingData, order_key: jax.Array, step: jax.Array
+  ) -> windows.Batch:
+    """Returns one replica's batch after `step` updates."""
+    index = example_indices(
+      step, order_key, batch_size=self.batch_size, strata=self.strata
+    )
+    batch = windows.gather_batch(data, index, self.layout)
+    return packing.pack(batch, self.plan)
 
 
 def make_train_steps(
   model: EncoderDecoder,
-  optimizer: optax.GradientTransformation,
-  layout: windows.WindowLayout,
+  optimizer: optax.GradientTransformationExtraArgs,
   mesh: Mesh,
   *,
-  batch_size: int,
   num_steps: int,
+  learning_rates: Sequence[float],
+  dropout_rates: Sequence[float],
+  sampler: DeviceSampler | None = None,
+  plan: packing.PackPlan | None = None,
   label_smoothing: float = 0.0,
   shardings: TrainState | None = None,
-) -> Callable[
-  [TrainState, windows.TrainingData, jax.Array],
-  tuple[TrainState, StepMetrics],
-]:
+) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, StepMetrics]]:
   """Returns a jitted function that makes `num_steps` updates.
 
   Args:
     model: The network.
     optimizer: What turns gradients into updates.
-    layout: How examples become tokens.
-    mesh: Batches are split over its data axis.
-    batch_size: Examples an update, over all devices.
+    mesh: Rows of a batch, or replicas, are split over its data axis.
     num_steps: Updates a call.
+    learning_rates: Peak of each replica; their number is R.
+    dropout_rates: Of each replica.
+    sampler: What cuts batches; None where they come from the host.
+    plan: How batches from the host were packed; None for not at all.
     label_smoothing: Share of the target probability spread evenly.
     shardings: Where the state's arrays lie, from
       `partition.state_shardings`; None leaves it to the compiler.
 
   Returns:
-    (state, data, key) -> (state, metrics); the state is donated. `key` is the
-    run's root key: order and dropout are streams of it, indexed by step.
-
-  Raises:
-    InputError: The data axis does not divide the batch.
+    (state, data, keys [R]) -> (state, metrics); the state is donated. `data`
+    is what the sampler cuts from, or without one a `Batch` of leaves
+    [num_steps, R, ...]. `keys` are the replicas' root keys: order and dropout
+    are streams of them, indexed by step.
   """
-  mesh_lib.check_batch(mesh, batch_size)
-  over_data = mesh_lib.batch_sharding(mesh)
   constrain = jax.lax.with_sharding_constraint
+  placed = mesh_lib.batch_sharding(mesh, axis=1)
   if shardings is not None:
     in_use = jax.tree.map(mesh_lib.without_data, shardings.params)
+    if partition.splits_replicas(shardings.params):
+      placed, in_use = mesh_lib.batch_sharding(mesh), shardings.params
+  plan = sampler.plan if sampler is not None else plan
+  learning_rates = np.asarray(learning_rates, np.float32)  # [R]
+  dropout_rates = np.asarray(dropout_rates, np.float32)  # [R]
 
-  def loss_fn(params, batch, dropout_key):
-    if shardings is not None:
-      params = constrain(params, in_use)
+  def loss_fn(params, batch, dropout_key, dropout_rate):
+    segments = {}
+    if plan is not None:
+      segments = {
+        "input_segment_ids": jnp.asarray(plan.input_segments),
+        "decoder_segment_ids": jnp.asarray(plan.target_segments),
+      }
     logits = model.apply(
       {"params": params},
       batch.inputs,
-      shift_right(batch.targets),
-      deterministic=False,
+      shift_right(batch.targets, segments.get("decoder_segment_ids")),
+      deterministic=not dropout_rates.any(),
+      dropout_rate=dropout_rate,
       rngs={"dropout": dropout_key},
+      **segments,
     )
     terms = losses.token_cross_entropy(
       logits, batch.targets, label_smoothing=label_smoothing
     )
     return terms.loss / jnp.maximum(terms.tokens, 1.0), terms
 
-  def run(state, data, key):
-    order_key = rng.stream(key, "order")
-    dropout_key = rng.stream(key, "dropout")
-    num_examples = data.target_position.shape[0]
+  def stream_keys(keys, name):
+    return jax.vmap(lambda key: rng.stream(key, name))(keys)
 
-    def update(state, _):
-      index = example_indices(
-        state.step,
-        order_key,
-        batch_size=batch_size,
-        num_examples=num_examples,
-      )
-      index = constrain(index, over_data)
-      batch = constrain(windows.gather_batch(data, index, layout), over_data)
-      grads, terms = jax.grad(loss_fn, has_aux=True)(
-        state.params, batch, jax.random.fold_in(dropout_key, state.step)
+  def run(state, data, keys):
+    order_keys = stream_keys(keys, "order")
+    dropout_keys = stream_keys(keys, "dropout")
+
+    def update(state, batch):
+      if sampler is not None:
+        cut = jax.vmap(sampler.cut, in_axes=(None, 0, None))
+        batch = cut(data, order_keys, state.step)
+      batch = constrain(batch, placed)  # [R, rows, ...]
+      params = state.params
+      if shardings is not None:
+        params = constrain(params, in_use)
+      grads, terms = jax.vmap(jax.grad(loss_fn, has_aux=True))(
+        params,
+        batch,
+        jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, state.step),
+        jnp.asarray(dropout_rates),
       )
       if shardings is not None:
         grads = constrain(grads, shardings.params)
-      updates, opt_state = optimizer.update(
-        grads, state.opt_state, state.params
-      )
+      updates, opt_state = jax.vmap(
+        lambda g, s, p, rate: optimizer.update(g, s, p, learning_rate=rate)
+      )(grads, state.opt_state, state.params, jnp.asarray(learning_rates))
       metrics = StepMetrics(
         loss=terms.loss / terms.tokens,
         accuracy=terms.correct / terms.tokens,
-        gradient_norm=optax.tree.norm(grads),
+        gradient_norm=jax.vmap(optax.tree.norm)(grads),
       )
       state = TrainState(
         step=state.step + 1,
@@ -141,8 +207,9 @@ def make_train_steps(
       )
       return state, metrics
 
-    state, metrics = jax.lax.scan(update, state, length=num_steps)
-    return state, jax.tree.map(jnp.mean, metrics)
+    batches = data if sampler is None else None
+    state, metrics = jax.lax.scan(update, state, batches, length=num_steps)
+    return state, jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
 
   if shardings is None:
     return jax.jit(run, donate_argnums=0)

@@ -19,16 +19,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Int, Int32, UInt32
+from jaxtyping import Int, Int32
 
 from gr_jax.core import checks, permutation
-from gr_jax.core import mesh as mesh_lib
 from gr_jax.data import splits
 from gr_jax.data.interactions import Interactions
 from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.sids.vocabulary import EOS_ID, PAD_ID, SidVocabulary
-from gr_jax.tasks import windows
+from gr_jax.tasks import packing, windows
 
 _MAX_EXAMPLES = 1 << 32  # of a whole run: positions are counted in 32 bits
 State = dict[str, int]
@@ -106,79 +104,58 @@ def gather_numpy(
 
 
 class ExampleOrder:
-  """The order of `training.step.example_indices`, in NumPy.
+  """The order of `training.step.example_indices`, in NumPy."""
 
-  Every epoch goes through all examples once, in an order of its own; a batch
-  may end one epoch and begin the next.
-  """
-
-  def __init__(self, key: jax.Array, *, batch_size: int, num_examples: int):
+  def __init__(
+    self, key: jax.Array, *, batch_size: int, strata: packing.Strata
+  ):
     """Holds the order of one run.
 
     Args:
       key: The order's typed key: `rng.stream(run_key, "order")`.
       batch_size: Examples a step, over all hosts.
-      num_examples: How many examples an epoch has.
+      strata: Of the examples, sorted by length.
 
     Raises:
       InputError: A size below 1, or too many examples for a permutation.
     """
-    if batch_size < 1 or not 1 <= num_examples <= permutation.MAX_SIZE:
+    if batch_size < 1 or not 1 <= strata.num_examples <= permutation.MAX_SIZE:
       raise checks.InputError(
         f"A stream needs batch_size >= 1 and 1..2^30 examples; got "
-        f"{batch_size=}, {num_examples=}."
+        f"{batch_size=}, num_examples={strata.num_examples}."
       )
-    self.batch_size = batch_size
-    self.num_examples = num_examples
+    self._share = batch_size // strata.count
+    self._strata = strata
     self.num_steps = _MAX_EXAMPLES // batch_size  # at most
-    self._round_keys = functools.lru_cache(maxsize=8)(
-      lambda epoch: np.asarray(
-        permutation.round_keys(jax.random.fold_in(key, epoch))
+    self._round_keys = functools.lru_cache(maxsize=4 * strata.count)(
+      lambda stratum, epoch: np.asarray(
+        permutation.round_keys(
+          jax.random.fold_in(jax.random.fold_in(key, stratum), epoch)
+        )
       )
     )
 
-  def indices(
-    self, step: int, rows: slice = slice(None)
-  ) -> Int32[np.ndarray, "B"]:
-    """Returns which examples a step's batch holds, or some rows of it."""
-    start = step * self.batch_size
-    position = np.arange(start, start + self.batch_size, dtype=np.int64)[rows]
-    epoch, offset = np.divmod(position, self.num_examples)
-    out = np.empty(position.size, np.int32)
-    for each in np.unique(epoch):
-      chosen = epoch == each
-      out[chosen] = _permute(
-        offset[chosen], self._round_keys(int(each)), self.num_examples
-      )
-    return out
-
-
-def _permute(
-  index: Int[np.ndarray, "B"], keys: UInt32[np.ndarray, "6"], size: int
-) -> Int32[np.ndarray, "B"]:
-  """Equals `permutation.permute`, without JAX: workers may have no device."""
-  half = np.uint32(max(1, ((size - 1).bit_length() + 1) // 2))
-  mask = np.uint32((1 << int(half)) - 1)
-  value = index.astype(np.uint32)
-  wanted = np.arange(value.size)
-  while wanted.size:
-    left, right = value[wanted] >> half, value[wanted] & mask
-    for key in keys:
-      left, right = right, left ^ (_mix(right ^ key) & mask)
-    value[wanted] = (left << half) | right
-    wanted = wanted[value[wanted] >= size]
-  return value.astype(np.int32)
-
-
-def _mix(value: UInt32[np.ndarray, "B"]) -> UInt32[np.ndarray, "B"]:
-  value = (value ^ (value >> np.uint32(16))) * np.uint32(0x85EBCA6B)
-  value = (value ^ (value >> np.uint32(13))) * np.uint32(0xC2B2AE35)
-  return value ^ (value >> np.uint32(16))
+  def indices(self, step: int) -> Int32[np.ndarray, "B"]:
+    """Returns which examples a step's batch holds."""
+    first = step * self._share
+    position = np.arange(first, first + self._share, dtype=np.int64)
+    parts = []
+    for stratum, (start, size) in enumerate(
+      zip(self._strata.starts, self._strata.sizes, strict=True)
+    ):
+      epoch, offset = np.divmod(position, size)
+      out = np.empty(position.size, np.int32)
+      for each in np.unique(epoch):
+        chosen = epoch == each
+        keys = self._round_keys(stratum, int(each))
+        out[chosen] = permutation.permute_numpy(offset[chosen], keys, int(size))
+      parts.append(np.int32(start) + out)
+    return np.concatenate(parts)
 
 
 @dataclasses.dataclass(frozen=True)
 class HostShard:
-  """This host's part of every batch: consecutive rows.
+  """This host's part of every batch.
 
   Attributes:
     batch_size: Examples a step, over all hosts.
@@ -208,11 +185,10 @@ class HostShard:
     """Rows of a batch on this host."""
     return self.batch_size // self.num_hosts
 
-  @property
-  def rows(self) -> slice:
-    """Which rows of a batch are this host's."""
-    first = self.host_index * self.local_size
-    return slice(first, first + self.local_size)
+  def part(self, num_rows: int) -> slice:
+    """Returns which of a packed batch's rows are this host's."""
+    share = num_rows // self.num_hosts
+    return slice(self.host_index * share, (self.host_index + 1) * share)
 
 
 class Stream:
@@ -268,7 +244,8 @@ class Stream:
 class GrainStream(Stream):
   """The device sampler's batches, gathered on the host by grain's threads.
 
-  Batch for batch what `training.step` trains on with the same key.
+  Batch for batch what `training.step.DeviceSampler` cuts with the same key,
+  packed alike; a host gathers its rows alone.
   """
 
   def __init__(
@@ -278,16 +255,20 @@ class GrainStream(Stream):
     *,
     key: jax.Array,
     shard: HostShard,
+    strata: packing.Strata,
+    plan: packing.PackPlan,
     num_threads: int = 4,
     prefetch_batches: int = 16,
   ):
     """Opens the stream.
 
     Args:
-      data: From `host_data`.
+      data: From `host_data`, its examples sorted by length.
       layout: How examples become tokens.
       key: The order's typed key, the same on all hosts.
-      shard: This host's part.
+      shard: This host's part of the rows.
+      strata: Of the examples.
+      plan: How a batch is packed; its rows divide by the hosts.
       num_threads: That gather; 0 gathers when asked.
       prefetch_batches: Kept ready ahead of use.
 
@@ -295,9 +276,8 @@ class GrainStream(Stream):
       InputError: grain is not installed, or there are no examples.
     """
     self._grain = _import("grain", "grain==0.2.18")
-    order = ExampleOrder(
-      key, batch_size=shard.batch_size, num_examples=data.num_examples
-    )
+    order = ExampleOrder(key, batch_size=shard.batch_size, strata=strata)
+    chosen, plan = plan.take_rows(shard.part(plan.num_rows))
     super().__init__(
       {"batch_size": shard.batch_size, "num_examples": data.num_examples}
     )
@@ -308,7 +288,8 @@ class GrainStream(Stream):
     )
 
     def batch(step: int) -> windows.Batch:
-      return gather_numpy(data, order.indices(step, shard.rows), layout)
+      found = gather_numpy(data, order.indices(step)[chosen], layout)
+      return packing.pack(found, plan)
 
     self._batch: Callable[[int], windows.Batch] = batch
 
@@ -405,14 +386,6 @@ def _num_files(cache_dir: str, name: str, split: str) -> int:
   folder = os.path.join(cache_dir, seqio.get_task_dir_from_name(name))
   prefix = seqio.get_cached_tfrecord_prefix(folder, split)
   return len(glob.glob(f"{glob.escape(prefix)}-*-of-*"))
-
-
-def place(batch: windows.Batch, mesh: Mesh) -> windows.Batch:
-  """Puts this host's rows on its devices as part of the global batch."""
-  sharding = mesh_lib.batch_sharding(mesh)
-  return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(sharding, x), batch
-  )
 
 
 def _import(module: str, requirement: str) -> Any:

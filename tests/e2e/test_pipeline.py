@@ -111,7 +111,7 @@ def test_recommendations_agree_with_predictions(finished, capsys):
   predicted = artifact.load(finished.path("predictions"), kind="predictions")
   want = [
     stored.catalog.item_ids[i]
-    for i in predicted.arrays["nothing_removed/item_index"][-1]
+    for i in predicted.arrays["replica_0/nothing_removed/item_index"][-1]
   ]
   assert [item.item_id for item in found] == want[:5]
   lines = capsys.readouterr().out.splitlines()

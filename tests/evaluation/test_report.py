@@ -49,3 +49,27 @@ def test_the_terminal_marks_what_is_ahead_and_fits_80_columns(rows):
   assert "0.1000 !" not in text
   assert "25.00%" in text
   assert "…" not in text
+
+
+def test_replicas_by_hand():
+  replicas = [_row(value) for value in (0.1, 0.2, 0.3)]
+  rows = report.over_replicas("generator", replicas)
+  assert list(rows) == ["generator", *(f"generator/{r}" for r in range(3))]
+  own = rows["generator"][report.HISTORY_REMOVED][report.ALL]
+  assert own["ndcg@10"] == pytest.approx(0.2)
+  # t(2, .975) = 4.3027 times the standard error 0.1 / sqrt(3).
+  want = 4.302653 * 0.1 / 3**0.5
+  assert own[report.INTERVAL + "ndcg@10"] == pytest.approx(want, rel=1e-5)
+  assert rows["generator/1"] is replicas[1]
+  rows["markov"] = _row(0.15)
+  assert "Mean of 3 networks" in report.markdown(rows)
+  assert "generator/1" not in report.markdown(rows)
+  assert all(
+    "above every baseline" in line
+    for line in report.verdicts(rows, report.NOTHING_REMOVED)
+  )
+  # One replica is its own mean, its interval over users.
+  assert report.over_replicas("generator", replicas[:1]) == {
+    "generator": replicas[0]
+  }
+  assert "over users" in report.spread({"generator": replicas[0]})

@@ -154,7 +154,9 @@ def test_appended_items_are_recommended_and_removed_ones_are_not(
   lists = artifact.load(workdir.path("predictions"), kind="predictions")
   index = np.flatnonzero(~live_catalog.load(workdir).recommendable)
   for form in ("nothing_removed", "history_removed"):
-    assert not np.isin(lists.arrays[f"{form}/item_index"], index).any()
+    assert not np.isin(
+      lists.arrays[f"replica_0/{form}/item_index"], index
+    ).any()
   assert live_catalog.KIND in lists.parents
 
 

@@ -23,7 +23,8 @@ def test_an_imported_checkpoint_is_evaluated_as_one_trained_here(tmp_path, key):
     import_t5x.import_t5x(config, workdir, str(tmp_path / "none"))
   _, catalog = semantic_ids.load_sids(workdir)
   made = generator.make_generator(config, catalog)
-  params = loop.init_params(made.model, made.layout, key=key)
+  params = loop.init_params(made.model, made.layout, keys=key[None])
+  params = jax.tree.map(lambda p: p[0], params)
   t5x_checkpoints.save_params(tmp_path / "model", params, step=5)
   saved = import_t5x.import_t5x(config, workdir, str(tmp_path / "model"))
   assert saved.metadata["last_step"] == 5

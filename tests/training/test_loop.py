@@ -3,6 +3,7 @@
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,7 +16,9 @@ from gr_jax.training.state import TrainState
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=2)
 
 
-def _train(world, mesh, folder, *, stop_after=None, values=None, **config):
+def _train(
+  world, mesh, folder, *, stop_after=None, values=None, seed=1, **config
+):
   """Runs the loop with a validation that reads the parameters' norm."""
   config = {
     "batch_size": 8,
@@ -25,6 +28,7 @@ def _train(world, mesh, folder, *, stop_after=None, values=None, **config):
     "patience": 0,
     "selection_metric": "score",
   } | config
+  replicas = config.get("replicas", 1)
   values = iter(values) if values is not None else None
   dispatches = iter(range(1, 100))
 
@@ -41,7 +45,7 @@ def _train(world, mesh, folder, *, stop_after=None, values=None, **config):
       config=loop.TrainingConfig(**config),
       optimizer_config=OPTIMIZER,
       mesh=mesh,
-      key=jax.random.key(1),
+      keys=jnp.stack([jax.random.key(seed + r) for r in range(replicas)]),
       validate=validate,
       checkpointer=checkpointer,
       writer_folder=str(folder / "metrics"),
@@ -86,11 +90,45 @@ def test_the_best_parameters_are_kept_and_patience_ends_the_run(
     num_steps=40,
     patience=2,
   )
-  assert (result.best_step, result.last_step) == (8, 16)
-  np.testing.assert_allclose(result.best_value, 0.5)
-  again = _train(world, one_device, tmp_path, values=[], num_steps=40)
+  assert (result.best_step, result.last_step) == ((8,), 16)
+  np.testing.assert_allclose(result.best_value, [0.5])
+  again = _train(
+    world, one_device, tmp_path, values=[], num_steps=40, patience=2
+  )
   assert again.last_step == 16  # a finished run stays finished
   jax.tree.map(np.testing.assert_array_equal, result.params, again.params)
+
+
+def test_replicas_keep_their_own_best_as_alone(world, one_device, tmp_path):
+  """Seeds 1 and 2 together, stopped and resumed, and each by itself."""
+  config = {"num_steps": 20, "patience": 1}
+  # The second runs out of patience at step 12; its 0.9 counts no more.
+  scores = [(0.1, 0.2), (0.3, 0.5), (0.4, 0.1), (0.2, 0.9)]
+  flat = [value for pair in scores for value in pair]
+  both = tmp_path / "both"
+  stopped = _train(
+    world, one_device, both, replicas=2, values=flat[:4], stop_after=5, **config
+  )
+  assert stopped is None
+  together = _train(
+    world, one_device, both, replicas=2, values=flat[4:], **config
+  )
+  assert together.best_step == (12, 8)
+  assert together.best_value == (0.4, 0.5)
+  assert together.last_step == 16
+  for r in range(2):
+    alone = _train(
+      world, one_device, tmp_path / str(r), seed=1 + r,
+      values=[pair[r] for pair in scores], **config,
+    )  # fmt: skip
+    assert alone.best_step == together.best_step[r : r + 1]
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4),
+      together.params[r],
+      alone.params[0],
+    )
+  rows = metric_writer.read(both / "metrics")
+  assert {"train/loss/replica_1", "validation/score/replica_0"} < set(rows[-1])
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
@@ -115,10 +153,10 @@ def test_divergence_is_reported_and_nothing_is_saved_after_it(
     loop.step_lib,
     "make_train_steps",
     lambda *a, **k: (
-      lambda state, data, key: (
+      lambda state, data, keys: (
         state.replace(step=state.step + 2),
         loop.step_lib.StepMetrics(
-          loss=np.float32(np.nan), accuracy=np.float32(0), gradient_norm=0.0
+          loss=np.float32([np.nan]), accuracy=None, gradient_norm=None
         ),
       )
     ),
@@ -154,6 +192,17 @@ def test_periods_must_fit_into_each_other():
     loop.TrainingConfig(num_steps=200, eval_every_steps=50)
 
 
+def test_replicas_need_settings_each():
+  with pytest.raises(checks.InputError, match="replicas must be 1 or more"):
+    loop.TrainingConfig(replicas=0)
+  with pytest.raises(checks.InputError, match="holds 2 values for 3 replicas"):
+    loop.TrainingConfig(replicas=3, learning_rates=(1e-3, 1e-3))
+  with pytest.raises(checks.InputError, match="learning_rates must exceed 0"):
+    loop.TrainingConfig(learning_rates=(0.0,))
+  with pytest.raises(checks.InputError, match=r"dropout_rates must lie in \[0"):
+    loop.TrainingConfig(dropout_rates=(1.0,))
+
+
 def test_nothing_validated_yet(tmp_path):
   with pytest.raises(checks.InputError, match="No best parameters"):
-    Checkpointer(tmp_path, fingerprint="x").restore_best({})
+    Checkpointer(tmp_path, fingerprint="x").restore_best(0, {})

@@ -1,6 +1,7 @@
 """Parameters split by rules: same numbers on every mesh, smaller shards."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
@@ -9,7 +10,7 @@ from gr_jax.core import checks
 from gr_jax.core import mesh as mesh_lib
 from gr_jax.decoding import trie as trie_lib
 from gr_jax.evaluation import evaluator
-from gr_jax.training import loop, optimizer, partition, step
+from gr_jax.training import loaders, loop, optimizer, partition, step
 from gr_jax.training.state import init_state
 
 CONFIG = optimizer.OptimizerConfig(learning_rate=1e-2, warmup_steps=2)
@@ -24,22 +25,29 @@ def model(world):
   return world.model.clone(config=config.__class__(**settings))
 
 
-def _train(world, model, mesh, rules, num_steps=3):
+def _train(world, model, mesh, rules, num_steps=3, replicas=1):
   chain = optimizer.make_optimizer(CONFIG, 100)
   shardings, make_state = loop.planned_state(
-    model, chain, world.layout, mesh, rules, jax.random.key(7)
+    model, chain, world.layout, mesh, rules, _keys(7, replicas)
+  )
+  loader = loaders.DeviceLoader.create(
+    world.data, world.layout, mesh, batch_size=16
   )
   run = step.make_train_steps(
-    model, chain, world.layout, mesh, batch_size=16, num_steps=1,
-    shardings=shardings,
+    model, chain, mesh, sampler=loader.sampler, num_steps=1,
+    learning_rates=[CONFIG.learning_rate] * replicas,
+    dropout_rates=[0.0] * replicas, shardings=shardings,
   )  # fmt: skip
   state, rows = make_state(), []
-  data = mesh_lib.place(world.data, mesh_lib.replicated(mesh))
   for _ in range(num_steps):
-    state, metrics = run(state, data, jax.random.key(8))
+    state, metrics = run(state, loader.data, _keys(8, replicas))
     rows.append(jax.tree.leaves(jax.device_get(metrics)))
   assert run._cache_size() == 1
   return state, np.asarray(rows)
+
+
+def _keys(seed, replicas):
+  return jnp.stack([jax.random.key(seed + r) for r in range(replicas)])
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +87,39 @@ def test_every_mesh_trains_as_one_device(
     kernel = tree["encoder"]["layers_0"]["mlp"]["wo"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // ways
   # And evaluation reads the parameters as they lie.
-  want = _predict(world, model, want_state.params, mesh_lib.make_mesh(
+  want = _predict(world, model, _first(want_state), mesh_lib.make_mesh(
     jax.devices()[:1]))  # fmt: skip
-  got = _predict(world, model, state.params, mesh)
+  got = _predict(world, model, _first(state), mesh)
   np.testing.assert_array_equal(want.item_index, got.item_index)
   np.testing.assert_allclose(want.scores, got.scores, atol=1e-4)
+
+
+def _first(state):
+  where = partition.one_replica(
+    jax.tree.map(lambda p: p.sharding, state.params)
+  )
+  take = jax.jit(
+    lambda params: jax.tree.map(lambda p: p[0], params), out_shardings=where
+  )
+  return take(state.params)
+
+
+def test_replicas_over_devices_train_as_one_device(world, model, one_device):
+  want_state, want_rows = _train(world, model, one_device, {}, replicas=4)
+  mesh = mesh_lib.make_mesh(jax.devices()[:4])
+  state, rows = _train(
+    world, model, mesh, partition.RULES["replicas"], replicas=4
+  )
+  np.testing.assert_allclose(rows, want_rows, rtol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+    jax.device_get(state.params),
+    jax.device_get(want_state.params),
+  )
+  for leaf in jax.tree.leaves(state.params):
+    assert leaf.addressable_shards[0].data.shape == (1, *leaf.shape[1:])
+  with pytest.raises(checks.InputError, match="Axis replica=3 of parameter"):
+    _train(world, model, mesh, partition.RULES["replicas"], replicas=3)
 
 
 def _predict(world, model, params, mesh):
@@ -107,18 +143,18 @@ def test_fsdp_gathers_parameters_and_keeps_moments_apart(world, model):
   chain = optimizer.make_optimizer(CONFIG, 100)
   shapes = jax.eval_shape(
     lambda k: init_state(
-      loop.init_params(model, world.layout, key=k), chain
+      loop.init_params(model, world.layout, keys=k), chain
     ),
-    jax.random.key(0),
+    _keys(0, 1),
   )  # fmt: skip
   shardings = partition.state_shardings(
     shapes, mesh, partition.RULES["fsdp_tensor"]
   )
   wo = shardings.params["encoder"]["layers_0"]["mlp"]["wo"]["kernel"]
-  assert wo.spec == PartitionSpec("model", "data")
-  assert mesh_lib.without_data(wo).spec == PartitionSpec("model", None)
+  assert wo.spec == PartitionSpec(None, "model", "data")
+  assert mesh_lib.without_data(wo).spec == PartitionSpec(None, "model", None)
   assert shardings.opt_state[1][0].nu["token_embedder"]["embedding"].spec == (
-    PartitionSpec("model", "data")
+    PartitionSpec(None, "model", "data")
   )
   assert shardings.step.spec == PartitionSpec()
   assert shardings.opt_state[1][0].count.spec == PartitionSpec()

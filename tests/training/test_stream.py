@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gr_jax.core import checks, mesh, permutation, rng
+from gr_jax.core import checks, permutation, rng
 from gr_jax.data import splits
 from gr_jax.data.interactions import Interactions
 from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.sids.vocabulary import SidVocabulary
-from gr_jax.tasks import windows
+from gr_jax.tasks import packing, windows
 from gr_jax.training import step, stream
 
 H = 4
@@ -98,17 +98,16 @@ def test_numpy_permutes_as_jax_does(key, size):
   index = np.arange(size, dtype=np.int32)
   want = permutation.permute(jnp.asarray(index), keys, size=size)
   np.testing.assert_array_equal(
-    stream._permute(index, np.asarray(keys), size), want
+    permutation.permute_numpy(index, np.asarray(keys), size), want
   )
 
 
 @pytest.mark.parametrize("num_examples", [5, 33])
 def test_the_order_is_the_samplers(key, num_examples):
-  order = stream.ExampleOrder(key, batch_size=8, num_examples=num_examples)
+  strata = packing.Strata(num_examples, 4)
+  order = stream.ExampleOrder(key, batch_size=8, strata=strata)
   sample = jax.jit(
-    lambda s: step.example_indices(
-      s, key, batch_size=8, num_examples=num_examples
-    )
+    lambda s: step.example_indices(s, key, batch_size=8, strata=strata)
   )
   for number in (0, 1, 3, 4, 1000):
     np.testing.assert_array_equal(
@@ -116,28 +115,42 @@ def test_the_order_is_the_samplers(key, num_examples):
     )
 
 
+def _packed(world):
+  """Strata, plan and sorted host data of batches of 8."""
+  lengths = packing.example_lengths(world.host, world.layout)
+  strata = packing.Strata(lengths.size, 4)
+  plan = packing.make_plan(
+    np.sort(lengths), world.layout, strata=strata, batch_size=8, row_multiple=2
+  )
+  return strata, plan, packing.sort_examples(world.host, lengths)
+
+
+def _grain_stream(world, key, host=0, num_hosts=1, num_threads=2):
+  strata, plan, data = _packed(world)
+  return stream.GrainStream(
+    data,
+    world.layout,
+    key=key,
+    shard=stream.HostShard(8, host, num_hosts),
+    strata=strata,
+    plan=plan,
+    num_threads=num_threads,
+  )
+
+
 def test_a_grain_stream_is_the_sampler_shared_by_hosts(world, key):
   pytest.importorskip("grain", reason="pip install grain==0.2.18")
   order_key = rng.stream(key, "order")
   whole = [
-    stream.GrainStream(
-      world.host,
-      world.layout,
-      key=order_key,
-      shard=stream.HostShard(8, host, 2),
-      num_threads=2,
-    )
-    for host in (0, 1)
+    _grain_stream(world, order_key, host, 2, num_threads=2) for host in (0, 1)
   ]
-  gather = jax.jit(windows.gather_batch, static_argnames="layout")
+  strata, plan, _ = _packed(world)
+  sampler = step.DeviceSampler(world.layout, strata, plan, 8)
+  lengths = packing.example_lengths(world.device, world.layout)
+  device = packing.sort_examples(world.device, lengths)
+  cut = jax.jit(sampler.cut)
   for number in range(12):
-    index = step.example_indices(
-      jnp.int32(number),
-      order_key,
-      batch_size=8,
-      num_examples=world.host.num_examples,
-    )
-    want = gather(world.device, index, layout=world.layout)
+    want = cut(device, order_key, jnp.int32(number))
     parts = [next(part) for part in whole]
     _equal(jax.tree.map(lambda *x: np.concatenate(x), *parts), want)
   # Resumed on one host in place of two, and without threads.
@@ -145,13 +158,7 @@ def test_a_grain_stream_is_the_sampler_shared_by_hosts(world, key):
   assert state == {
     "batch_size": 8, "num_examples": world.host.num_examples, "step": 12
   }  # fmt: skip
-  resumed = stream.GrainStream(
-    world.host,
-    world.layout,
-    key=order_key,
-    shard=stream.HostShard(8),
-    num_threads=0,
-  )
+  resumed = _grain_stream(world, order_key, num_threads=0)
   resumed.restore(state)
   parts = [next(part) for part in whole]
   _equal(next(resumed), jax.tree.map(lambda *x: np.concatenate(x), *parts))
@@ -235,21 +242,13 @@ def test_a_cached_task_streams_the_same_examples(world, seqio, tmp_path):
   assert set(rows) <= set(want)
 
 
-def test_batches_are_placed_over_the_mesh(world):
-  devices = mesh.make_mesh(jax.devices())
-  batch = stream.gather_numpy(world.host, np.arange(16), world.layout)
-  placed = stream.place(batch, devices)
-  _equal(placed, batch)
-  assert placed.inputs.sharding == mesh.batch_sharding(devices)
-
-
 def test_bad_streams_are_refused(world, seqio, key, monkeypatch):
   with pytest.raises(checks.InputError, match=r"lie in 0\.\.1; got 2"):
     stream.HostShard(8, 2, 2)
   with pytest.raises(checks.InputError, match=r"multiple of num_hosts=3"):
     stream.HostShard(8, 0, 3)
   with pytest.raises(checks.InputError, match=r"num_examples=0"):
-    stream.ExampleOrder(key, batch_size=8, num_examples=0)
+    stream.ExampleOrder(key, batch_size=8, strata=packing.Strata(0))
   with pytest.raises(checks.InputError, match=r"Unknown seqio task 'tusk'"):
     _seqio_stream(world, name="tusk")
   with pytest.raises(checks.InputError, match=r"too few for batch_size=9999"):
@@ -261,6 +260,4 @@ def test_bad_streams_are_refused(world, seqio, key, monkeypatch):
     found.restore({**found.state(), "batch_size": 8})
   monkeypatch.setitem(sys.modules, "grain", None)
   with pytest.raises(checks.InputError, match=r"pip install grain==0\.2\.18"):
-    stream.GrainStream(
-      world.host, world.layout, key=key, shard=stream.HostShard(8)
-    )
+    _grain_stream(world, key)
