@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.core import checks
 
@@ -54,7 +54,7 @@ class Tokenizer(Protocol):
     ...
 
   def decode(
-    self, state: State, codes: Int32[Array | np.ndarray, "B L"]
+    self, state: State, codes: Int[Array | np.ndarray, "B L"]
   ) -> Float[Array, "B D"]:
     """Maps codes to the rows that they stand for."""
     ...
@@ -226,7 +226,7 @@ def check_rows(x: Float[Array | np.ndarray, "B D"], embedding_dim: int) -> None:
 
 
 def check_codes(
-  codes: Int32[Array | np.ndarray, "B L"], codebook_sizes: Sequence[int]
+  codes: Int[Array | np.ndarray, "B L"], codebook_sizes: Sequence[int]
 ) -> None:
   """Guards `decode`: int32 [B, L], in range outside jit.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import lax
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.core import checks
 from gr_jax.tokenizers import base, reporting
@@ -92,7 +92,7 @@ class LSH:
     return _encode(state.planes, jnp.asarray(x))
 
   def decode(
-    self, state: LSHState, codes: Int32[Array | np.ndarray, "B L"]
+    self, state: LSHState, codes: Int[Array | np.ndarray, "B L"]
   ) -> Float[Array, "B D"]:
     """Returns the mean row plus the scaled sum of signed normals."""
     base.check_codes(codes, self.codebook_sizes)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import lax
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.core import progress
 from gr_jax.tokenizers import base, kmeans, pq, reporting
@@ -52,7 +52,7 @@ def encode(
 
 
 def decode(
-  state: OPQState, codes: Int32[Array | np.ndarray, "B L"]
+  state: OPQState, codes: Int[Array | np.ndarray, "B L"]
 ) -> Float[Array, "B D"]:
   """Returns R^T q for the chosen sub-vectors q."""
   return rotate(state.rotation.T, pq.decode_subspaces(state.codebooks, codes))
@@ -267,7 +267,7 @@ class OPQ:
     return encode(state, x)
 
   def decode(
-    self, state: OPQState, codes: Int32[Array | np.ndarray, "B L"]
+    self, state: OPQState, codes: Int[Array | np.ndarray, "B L"]
   ) -> Float[Array, "B D"]:
     """Returns R^T q for the chosen sub-vectors q."""
     base.check_codes(codes, self.codebook_sizes)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.core import checks, nearest, progress
 from gr_jax.tokenizers import base, kmeans, reporting
@@ -63,7 +63,7 @@ def encode_subspaces(
 
 @jax.jit
 def decode_subspaces(
-  codebooks: tuple[jax.Array, ...], codes: Int32[Array | np.ndarray, "B L"]
+  codebooks: tuple[jax.Array, ...], codes: Int[Array | np.ndarray, "B L"]
 ) -> Float[Array, "B D"]:
   """Concatenates the chosen sub-vectors."""
   codes = jnp.asarray(codes)
@@ -188,7 +188,7 @@ class PQ:
     return encode_subspaces(state.codebooks, x)
 
   def decode(
-    self, state: CodebooksState, codes: Int32[Array | np.ndarray, "B L"]
+    self, state: CodebooksState, codes: Int[Array | np.ndarray, "B L"]
   ) -> Float[Array, "B D"]:
     """Returns the chosen sub-vectors, concatenated."""
     base.check_codes(codes, self.codebook_sizes)

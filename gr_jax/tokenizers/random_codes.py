@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import lax
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.tokenizers import base, reporting
 
@@ -79,7 +79,7 @@ class RandomCodes:
     return _hash(state.salt, jnp.asarray(x), self.codebook_sizes)
 
   def decode(
-    self, state: RandomState, codes: Int32[Array | np.ndarray, "B L"]
+    self, state: RandomState, codes: Int[Array | np.ndarray, "B L"]
   ) -> Float[Array, "B D"]:
     """Returns the mean row: all that a random code tells."""
     base.check_codes(codes, self.codebook_sizes)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.core import rng
 from gr_jax.tokenizers import balanced, base, opq, reporting, residual_kmeans
@@ -124,7 +124,7 @@ class RQOPQ:
     return jnp.concatenate([codes, opq.encode(state.opq, left)], axis=-1)
 
   def decode(
-    self, state: RQOPQState, codes: Int32[Array | np.ndarray, "B L"]
+    self, state: RQOPQState, codes: Int[Array | np.ndarray, "B L"]
   ) -> Float[Array, "B D"]:
     """Returns the sum of what both parts decode to."""
     base.check_codes(codes, self.codebook_sizes)

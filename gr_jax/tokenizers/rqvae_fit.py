@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.core import rng
 from gr_jax.tokenizers import (
@@ -194,7 +194,7 @@ class RQVAE(codebook_training.CodebookOptions):
   def decode(
     self,
     state: gradient_fit.TrainedState,
-    codes: Int32[Array | np.ndarray, "B L"],
+    codes: Int[Array | np.ndarray, "B L"],
   ) -> Float[Array, "B D"]:
     """Returns the decoder's output for codes, in the input's units."""
     base.check_codes(codes, self.codebook_sizes)

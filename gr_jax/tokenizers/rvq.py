@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.core import rng
 from gr_jax.tokenizers import (
@@ -139,7 +139,7 @@ class RVQ(codebook_training.CodebookOptions):
   def decode(
     self,
     state: gradient_fit.TrainedState,
-    codes: Int32[Array | np.ndarray, "B L"],
+    codes: Int[Array | np.ndarray, "B L"],
   ) -> Float[Array, "B D"]:
     """Returns the sum of the chosen codes, in the input's units."""
     base.check_codes(codes, self.codebook_sizes)

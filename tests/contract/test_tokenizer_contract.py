@@ -275,6 +275,8 @@ def test_decode_refuses_codes_that_do_not_exist(case):
   codes = np.asarray(case.report.codes).copy()
   with pytest.raises(checks.InputError, match=f"want .B, L={len(sizes)}"):
     decode(np.pad(codes, ((0, 0), (0, 1))))
+  with pytest.raises(checks.InputError, match="must be int32, got int64"):
+    decode(codes.astype(np.int64))
   for wrong in (-1, sizes[-1]):
     codes[4, -1] = wrong
     with pytest.raises(

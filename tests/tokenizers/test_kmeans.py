@@ -95,6 +95,8 @@ def test_seeds_are_drawn_by_squared_distance():
 def test_fewer_rows_than_codes_is_refused(key):
   with pytest.raises(checks.InputError, match=r"N=2, num_codes=3"):
     kmeans.init(jnp.zeros((2, 4)), num_codes=3, key=key)
+  with pytest.raises(checks.InputError, match=r"N=2, num_codes=3"):
+    kmeans.random_rows(jnp.zeros((2, 4)), 3, key)
 
 
 def test_one_trace_serves_every_level(key):

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from gr_jax.core import checks
-from gr_jax.tokenizers import gradient_fit, rqvae, rqvae_fit
+from gr_jax.tokenizers import (
+  codebook_training,
+  gradient_fit,
+  rqvae,
+  rqvae_fit,
+)
 
 SMALL = {
   "codebook_sizes": (8, 8),
@@ -163,6 +168,19 @@ def test_dead_codes_come_back(key):
   assert report.revived == (0, 0)
   assert report.dead_codes[0] == 7
   assert any("7 of 8 codes are never used" in line for line in report.alarms)
+
+
+@pytest.mark.parametrize("chunk", [7, 50, 64])
+def test_counting_in_chunks_counts_every_row_once(chunk, monkeypatch):
+  monkeypatch.setattr(codebook_training, "_ENCODE_CHUNK", chunk)
+  codes = np.random.default_rng(0).integers(0, 3, size=(50, 2))
+  # Rows that are their own codes.
+  counts = codebook_training.count_codes(
+    lambda x: x.astype(jnp.int32), jnp.asarray(codes, jnp.float32), (3, 4)
+  )
+  for level, size in enumerate((3, 4)):
+    expected = np.bincount(codes[:, level], minlength=size)
+    np.testing.assert_array_equal(counts[level], expected)
 
 
 def test_decoding_codes_is_the_forward_pass(key):
