@@ -122,3 +122,67 @@ def kmeans_time(x, num_codes: int, iterations: int) -> float:
     centers = iteration(centers)
   float(centers.sum())
   return (time.perf_counter() - started) / iterations
+
+
+def nearest(x, codebook):
+  """Nearest code of every row, at full float32."""
+  return (codebook.square().sum(-1) - 2 * x @ codebook.T).argmin(-1)
+
+
+def encode_residual(x, sizes):
+  """Returns a call that encodes rows by residual codebooks."""
+  torch.set_float32_matmul_precision("highest")
+  books = [torch.randn(size, x.shape[1], device=x.device) for size in sizes]
+
+  def run():
+    residual, codes = x, []
+    for book in books:
+      codes.append(nearest(residual, book))
+      residual = residual - book[codes[-1]]
+    return torch.stack(codes, -1)
+
+  return run
+
+
+def encode_subspaces(x, sizes):
+  """Returns a call that encodes rows by one codebook a sub-space."""
+  torch.set_float32_matmul_precision("highest")
+  width = x.shape[1] // len(sizes)
+  books = [torch.randn(size, width, device=x.device) for size in sizes]
+
+  def run():
+    parts = x.split(width, dim=1)
+    codes = [nearest(p, b) for p, b in zip(parts, books, strict=True)]
+    return torch.stack(codes, -1)
+
+  return run
+
+
+def encode_lsh(x, sizes):
+  """Returns a call that encodes rows by 3 x 8 signs."""
+  del sizes
+  torch.set_float32_matmul_precision("highest")
+  planes = torch.randn(x.shape[1], 24, device=x.device)
+  weights = 2 ** torch.arange(8, device=x.device)
+
+  def run():
+    bits = (x @ planes > 0).view(-1, 3, 8)
+    return (bits * weights).sum(-1)
+
+  return run
+
+
+def encode_rqvae(x, sizes):
+  """Returns a call that encodes rows by an RQ-VAE's encoder and codebooks."""
+  torch.set_float32_matmul_precision("highest")
+  model = RQVAE(x.shape[1], [512, 256, 128], 32, sizes).to(x.device)
+
+  @torch.no_grad()
+  def run():
+    residual, codes = model.encoder(x), []
+    for book in model.codebooks:
+      codes.append(nearest(residual, book))
+      residual = residual - book[codes[-1]]
+    return torch.stack(codes, -1)
+
+  return run

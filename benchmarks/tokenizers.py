@@ -2,10 +2,12 @@
 
   python benchmarks/tokenizers.py                     # all, on an accelerator
   python benchmarks/tokenizers.py --quick             # seconds on a CPU
-  python benchmarks/tokenizers.py --only step,kmeans  # some parts
+  python benchmarks/tokenizers.py --only step,kmeans --output rows.json
+  python benchmarks/tokenizers.py --only step --budget 120
 
 Needs jax, flax, optax; PyTorch, scikit-learn and faiss are timed when they can
-be imported. Prints one table a part and writes all rows as JSON to --output.
+be imported. Prints a line a row, the most telling rows of a part first, and
+rewrites --output after each. No new row starts after --budget seconds.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import json
 import os
 import pathlib
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -28,15 +31,62 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import tokenizer_peers
 from gr_jax.tokenizers import TOKENIZERS, gradient_fit, kmeans
 
 HIDDEN, CODE_DIM, SIZES = (512, 256, 128), 32, (256, 256, 256)
+# Options of our step, then XLA flags: the rows of part "step".
+VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
+  "bfloat16, unroll 4": ({"compute_dtype": "bfloat16", "unroll": 4}, ""),
+  "float32, unroll 4": ({"unroll": 4}, ""),
+  "bfloat16": ({"compute_dtype": "bfloat16"}, ""),
+  "float32": ({}, ""),
+  "bfloat16, unroll 10": ({"compute_dtype": "bfloat16", "unroll": 10}, ""),
+  "float32, unroll 4, EMA": ({"unroll": 4, "ema_decay": 0.99}, ""),
+  "bfloat16, unroll 4, concurrent graphs": (
+    {"compute_dtype": "bfloat16", "unroll": 4},
+    "--xla_gpu_command_buffer_scheduling_mode=CONCURRENT",
+  ),
+  "bfloat16, unroll 4, loop in graph": (
+    {"compute_dtype": "bfloat16", "unroll": 4},
+    "--xla_gpu_enable_command_buffer="
+    "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CONDITIONAL,WHILE",
+  ),
+  "float32, unroll 4, concurrent graphs": (
+    {"unroll": 4},
+    "--xla_gpu_command_buffer_scheduling_mode=CONCURRENT",
+  ),
+}
+# (variant or "torch HOW DTYPE", batch size), the most telling first.
+STEP_ROWS = [
+  ("bfloat16, unroll 4", 2048),
+  ("float32, unroll 4", 2048),
+  ("torch eager tf32", 2048),
+  ("torch compile tf32", 2048),
+  ("bfloat16", 2048),
+  ("float32", 2048),
+  ("bfloat16, unroll 4, concurrent graphs", 2048),
+  ("bfloat16, unroll 4, loop in graph", 2048),
+  ("torch eager bfloat16", 2048),
+  ("bfloat16, unroll 4", 1024),
+  ("float32, unroll 4", 1024),
+  ("torch eager tf32", 1024),
+  ("torch compile tf32", 1024),
+  ("bfloat16, unroll 10", 2048),
+  ("float32, unroll 4, concurrent graphs", 2048),
+  ("torch compile bfloat16", 2048),
+  ("torch compile-graphs tf32", 2048),
+  ("float32, unroll 4, EMA", 2048),
+]
 
 
 @dataclasses.dataclass
 class Results:
-  """Rows measured so far, printed as they come."""
+  """Rows measured so far, printed and written as they come."""
 
+  output: str
+  deadline: float
+  header: dict[str, Any]
   rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
   def add(self, part: str, name: str, **values: Any) -> None:
@@ -46,7 +96,26 @@ class Results:
       f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}"
       for k, v in values.items()
     )
-    print(f"{part:8s} {name:34s} {shown}", flush=True)
+    print(f"{part:7s} {name:48s} {shown}", flush=True)
+    if self.output:
+      text = json.dumps({**self.header, "rows": self.rows}, indent=1)
+      pathlib.Path(self.output).write_text(text)
+
+  def late(self, part: str, name: str) -> bool:
+    """Says whether the time is spent; a row left out is named."""
+    if time.monotonic() < self.deadline:
+      return False
+    print(f"{part:7s} {name:48s} left out: the time is spent", flush=True)
+    return True
+
+  def attempt(self, part: str, name: str, run: Callable[[], Any]) -> None:
+    """Adds the row that `run` returns; a peer that fails is a row, too."""
+    if self.late(part, name):
+      return
+    try:
+      self.add(part, name, **run())
+    except Exception as error:  # noqa: BLE001 the other rows are still wanted
+      self.add(part, name, failed=repr(error)[:300])
 
 
 def rows_of(num_rows: int, dim: int, seed: int = 0) -> jax.Array:
@@ -97,12 +166,7 @@ def jax_step_time(
   )
   _, steps = gradient_fit.num_steps(tokenizer, x.shape[0])
   params = tokenizer.init_params(x, key=jax.random.key(0))
-  state = gradient_fit.FitState(
-    step=jnp.int32(0),
-    params=params,
-    opt_state=gradient_fit.init_optimizer(tokenizer, params, num_steps=steps),
-    extra=tokenizer.start_extra(params),
-  )
+  state = gradient_fit.start_state(params, tokenizer.start_extra(params))
   count, times = jnp.int32(epochs), []
   for _ in range(rounds + 1):
     started = time.perf_counter()
@@ -111,64 +175,87 @@ def jax_step_time(
     )
     jax.block_until_ready(result)
     times.append(time.perf_counter() - started)
+  if not np.isfinite(np.asarray(result[0]["loss"])).all():
+    raise ValueError("the loss is not finite")
   return statistics.median(times[1:]) / (epochs * steps)
+
+
+def step_row(name: str, batch_size: int, quick: bool) -> dict[str, Any]:
+  """Times one variant of our step in this process."""
+  dim = 64 if quick else 768
+  x = rows_of(4096 if quick else 204_800, dim)
+  epochs, rounds = (1, 1) if quick else (10, 5)
+  seconds = jax_step_time(
+    x, batch_size=batch_size, epochs=epochs, rounds=rounds, **VARIANTS[name][0]
+  )
+  tflops = step_flops(dim, batch_size) / seconds / 1e12
+  return {"us": seconds * 1e6, "tflops": tflops}
+
+
+def step_row_with_flags(name: str, batch_size: int, quick: bool):
+  """Times one variant in a process of its own: XLA reads flags once."""
+  flags = f"{os.environ.get('XLA_FLAGS', '')} {VARIANTS[name][1]}"
+  command = [sys.executable, __file__, "--step", f"{name}/{batch_size}"]
+  done = subprocess.run(
+    command + (["--quick"] if quick else []),
+    env={**os.environ, "XLA_FLAGS": flags},
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+  if done.returncode:
+    raise RuntimeError(done.stderr.strip()[-250:])
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def torch_step_row(how: str, dtype: str, batch_size: int, quick: bool):
+  """Times PyTorch's step."""
+  dim = 64 if quick else 768
+  torch_peer = tokenizer_peers.find("torch")
+  if torch_peer is None:
+    return {"failed": "torch is not installed"}
+  x = torch_peer.from_jax(rows_of(4096 if quick else 204_800, dim))
+  if how == "compile-graphs" and x.device.type != "cuda":
+    return {"failed": "CUDA graphs need a GPU"}
+  seconds = torch_peer.rqvae.step_time(
+    x,
+    hidden=list(HIDDEN),
+    code_dim=CODE_DIM,
+    sizes=SIZES,
+    batch_size=batch_size,
+    steps=5 if quick else 300,
+    how=how,
+    autocast=dtype == "bfloat16",
+  )
+  tflops = step_flops(dim, batch_size) / seconds / 1e12
+  return {"us": seconds * 1e6, "tflops": tflops}
 
 
 def measure_steps(results: Results, args: argparse.Namespace) -> None:
   """The RQ-VAE step: ours in several forms, PyTorch eager and compiled."""
-  dim = 64 if args.quick else 768
-  x = rows_of(4096 if args.quick else 204_800, dim)
-  epochs, rounds = (1, 1) if args.quick else (5, 5)
-  for batch_size in (512,) if args.quick else (1024, 2048):
-    flops = step_flops(dim, batch_size)
-
-    def add(name: str, seconds: float, flops=flops, b=batch_size) -> None:
-      results.add(
-        "step",
-        f"{name}, batch {b}",
-        us=seconds * 1e6,
-        tflops=flops / seconds / 1e12,
-      )
-
-    for dtype in ("float32", "bfloat16"):
-      for unroll in (1,) if args.quick else (1, 4, 8):
-        seconds = jax_step_time(
-          x,
-          batch_size=batch_size,
-          epochs=epochs,
-          rounds=rounds,
-          compute_dtype=dtype,
-          unroll=unroll,
-        )
-        add(f"gr_jax {dtype}, unroll {unroll}", seconds)
-    seconds = jax_step_time(
-      x, batch_size=batch_size, epochs=epochs, rounds=rounds, ema_decay=0.99
+  for name, batch_size in STEP_ROWS:
+    if args.quick:
+      batch_size //= 4
+    if name.startswith("torch"):
+      _, how, dtype = name.split()
+      run = functools.partial(torch_step_row, how, dtype)
+    elif VARIANTS[name][1]:
+      if jax.default_backend() != "gpu":
+        continue  # other backends refuse these flags
+      run = functools.partial(step_row_with_flags, name)
+    else:
+      run = functools.partial(step_row, name)
+    title = name if name.startswith("torch") else f"gr_jax {name}"
+    results.attempt(
+      "step",
+      f"{title}, batch {batch_size}",
+      functools.partial(run, batch_size, args.quick),
     )
-    add("gr_jax float32, EMA codebooks", seconds)
-    torch_step = peer("torch")
-    if torch_step is None:
-      continue
-    on_device = torch_step.from_jax(x)
-    for autocast in (False, True):
-      for how in ("eager", "compile", "compile-graphs"):
-        if how == "compile-graphs" and on_device.device.type != "cuda":
-          continue
-        try:
-          seconds = torch_step.rqvae.step_time(
-            on_device,
-            hidden=list(HIDDEN),
-            code_dim=CODE_DIM,
-            sizes=SIZES,
-            batch_size=batch_size,
-            steps=10 if args.quick else 300,
-            how=how,
-            autocast=autocast,
-          )
-        except Exception as error:  # noqa: BLE001 a peer that fails is a row
-          results.add("step", f"torch {how}", failed=repr(error)[:200])
-          continue
-        dtype = "bfloat16" if autocast else "tf32"
-        add(f"torch {how}, {dtype}", seconds)
+
+
+ITERATIONS = 10  # of Lloyd's, timed together
+SHAPES = [(200_000, 384, 256), (1_000_000, 64, 256), (1_000_000, 384, 1024)]
 
 
 def measure_kmeans(results: Results, args: argparse.Namespace) -> None:
@@ -177,144 +264,143 @@ def measure_kmeans(results: Results, args: argparse.Namespace) -> None:
   for num_rows, dim, num_codes in shapes:
     x = rows_of(num_rows, dim)
     flops = 2.0 * num_rows * dim * num_codes
-    iterations = 10
     start = kmeans.from_codebook(x[:num_codes])
+    host = np.asarray(x[:100_000])
 
-    def add(
-      name: str, seconds: float, shape=(num_rows, dim), k=num_codes, f=flops
-    ):
-      results.add(
-        "kmeans",
-        f"{name}, {shape[0]:,} x {shape[1]}, K {k}",
-        ms=seconds * 1e3,
-        tflops=f / seconds / 1e12,
+    def ours(start=start, x=x) -> float:
+      run = functools.partial(
+        kmeans.lloyd, start, x, max_iters=ITERATIONS, tol=-1.0
       )
+      return median_time(lambda: run().state, 3) / ITERATIONS
 
-    run = functools.partial(
-      kmeans.lloyd, start, x, max_iters=iterations, tol=-1.0
+    runs = {"gr_jax float32": ours}
+    for peer, time_of in tokenizer_peers.kmeans_iterations(
+      x, host, num_codes, ITERATIONS
+    ).items():
+      runs[peer] = time_of
+    for name, time_of in runs.items():
+
+      def row(time_of=time_of, flops=flops) -> dict[str, Any]:
+        seconds = time_of()
+        return {"ms": seconds * 1e3, "tflops": flops / seconds / 1e12}
+
+      title = f"{name}, {num_rows:,} x {dim}, K {num_codes}"
+      results.attempt("kmeans", title, row)
+
+
+def matmul_flops(tokenizer: Any, dim: int) -> tuple[float, float]:
+  """Matmul FLOPs per row: of one pass of a fit, and of encode.
+
+  Args:
+    tokenizer: Any.
+    dim: D.
+
+  Returns:
+    (fit, encode); NaN where a pass is not one thing.
+  """
+  sizes = tokenizer.codebook_sizes
+  name, nan = type(tokenizer).__name__, float("nan")
+  if isinstance(tokenizer, gradient_fit.GradientOptions):
+    named, _ = jax.tree_util.tree_flatten_with_path(
+      tokenizer.abstract_state(dim).params
     )
-    seconds = median_time(lambda run=run: run().state, 3) / iterations
-    add("gr_jax float32", seconds)
-    torch_peer = peer("torch")
-    if torch_peer is not None:
-      seconds = torch_peer.rqvae.kmeans_time(
-        torch_peer.from_jax(x), num_codes, iterations
-      )
-      add("torch float32", seconds)
-    host = np.asarray(x[:200_000])
-    scale = num_rows / len(host)  # linear in rows
-    sklearn = peer("sklearn")
-    if sklearn is not None:
-      started = time.perf_counter()
-      sklearn.KMeans(
-        num_codes, init=host[:num_codes], n_init=1, max_iter=3, tol=0.0
-      ).fit(host)
-      add("scikit-learn CPU", (time.perf_counter() - started) / 3 * scale)
-    faiss = peer("faiss")
-    if faiss is not None:
-      clustering = faiss.Clustering(dim, num_codes)
-      clustering.niter, clustering.max_points_per_centroid = 3, len(host)
-      started = time.perf_counter()
-      clustering.train(host, faiss.IndexFlatL2(dim))
-      add("faiss CPU", (time.perf_counter() - started) / 3 * scale)
+    kernels = {
+      jax.tree_util.keystr(path): leaf.size
+      for path, leaf in named
+      if "kernel" in jax.tree_util.keystr(path)
+    }
+    before = sum(n for path, n in kernels.items() if "decoder" not in path)
+    width = getattr(tokenizer, "code_dim", dim)
+    search = 0 if name == "FSQ" else 2 * width * sum(sizes)
+    return 6.0 * sum(kernels.values()) + search, 2.0 * before + search
+  if name == "LSH":
+    return nan, 2.0 * dim * tokenizer.num_bits * tokenizer.num_tokens
+  if name == "RandomCodes":
+    return nan, nan
+  search = 2.0 * dim * sum(sizes)
+  if name in ("PQ", "OPQ"):
+    rotation = 2.0 * dim * dim if name == "OPQ" else 0.0
+    # A pass of PQ's fit is over one sub-space, D / M wide.
+    one_pass = search / len(sizes) ** 2 if name == "PQ" else nan
+    return one_pass, search / len(sizes) + rotation
+  if name == "RQOPQ":
+    first = 2.0 * dim * sum(tokenizer.residual_sizes)
+    last = 2.0 * dim * tokenizer.subspace_sizes[0] + 2.0 * dim * dim
+    return nan, first + last
+  return search / len(sizes), search
 
 
-SHAPES = [(200_000, 384, 256), (1_000_000, 64, 256), (1_000_000, 384, 1024)]
-
-
-def measure_tokenizers(results: Results, args: argparse.Namespace) -> None:
-  """Rows/s of every tokenizer's second fit (compiled) and of its encode."""
-  num_rows, dim = (1024, 48) if args.quick else (102_400, 384)
-  x = rows_of(num_rows, dim)
-  k = 16 if args.quick else 256
+def fit_settings(quick: bool) -> dict[str, dict[str, Any]]:
+  """Options of every tokenizer: 24 bits an item where it can have them."""
+  k = 16 if quick else 256
   trained = {
-    "num_epochs": 2 if args.quick else 20,
-    "check_every_epochs": 1 if args.quick else 10,
-    "batch_size": 256 if args.quick else 2048,
+    "num_epochs": 2 if quick else 20,
+    "check_every_epochs": 1 if quick else 10,
+    "batch_size": 256 if quick else 2048,
   }
   sizes = {"codebook_sizes": (k, k, k)}
-  settings = {
-    "balanced_residual_kmeans": {**sizes, "max_iters": 3},
-    "fsq": trained,
-    "lsh": {},
-    "minibatch_residual_kmeans": {**sizes, "num_passes": 5},
-    "opmq": {**sizes, **trained},
-    "opq": {**sizes, "num_iters": 5, "max_iters": 10},
-    "pq": {**sizes, "max_iters": 20},
-    "random": sizes,
+  return {
+    "rq_vae": {**sizes, **trained},
     "residual_kmeans": {**sizes, "max_iters": 20},
+    "lsh": {},
+    "pq": {**sizes, "max_iters": 20},
+    "opq": {**sizes, "num_iters": 5, "max_iters": 10},
+    "fsq": trained,
+    "opmq": {**sizes, **trained},
+    "rvq": {**sizes, **trained},
+    "vq_vae": {"codebook_sizes": (k,), **trained},
     "rq_opq": {
       "residual_sizes": (k, k),
       "subspace_sizes": (16, 16),
       "num_iters": 5,
       "max_iters": 10,
     },
-    "rq_vae": {**sizes, **trained},
-    "rvq": {**sizes, **trained},
-    "vq_vae": {"codebook_sizes": (k,), **trained},
+    "balanced_residual_kmeans": {**sizes, "max_iters": 3},
+    "minibatch_residual_kmeans": {**sizes, "num_passes": 5},
+    "random": sizes,
   }
-  for name, options in settings.items():
+
+
+def measure_tokenizers(results: Results, args: argparse.Namespace) -> None:
+  """Rows/s of every tokenizer's second fit (compiled), of encode and decode."""
+  num_rows, dim = (1024, 48) if args.quick else (102_400, 384)
+  x = rows_of(num_rows, dim)
+  for name, options in fit_settings(args.quick).items():
     if args.tokenizers and name not in args.tokenizers:
       continue
-    tokenizer = TOKENIZERS[name](**options)
-    tokenizer.fit(x, key=jax.random.key(0))
-    state, report = tokenizer.fit(x, key=jax.random.key(0))
-    encode = functools.partial(tokenizer.encode, state, x)
-    seconds = median_time(encode, 5)
-    codes = encode()
-    decode = median_time(
-      lambda s=state, c=codes, t=tokenizer: t.decode(s, c), 5
-    )
-    passes = sum(
-      len(curve)
-      for n, curve in report.curves.items()
-      if n.startswith("inertia")
-    ) or options.get("num_epochs", 1)
-    results.add(
-      "fit",
-      name,
-      fit_s=report.seconds,
-      passes=passes,
-      rows_per_s=num_rows * passes / report.seconds,
-      encode_rows_per_s=num_rows / seconds,
-      decode_rows_per_s=num_rows / decode,
-      relative_mse=report.relative_mse,
-    )
 
+    def ours(name=name, options=options) -> dict[str, Any]:
+      tokenizer = TOKENIZERS[name](**options)
+      tokenizer.fit(x, key=jax.random.key(0))
+      state, report = tokenizer.fit(x, key=jax.random.key(0))
+      # jit: what a caller who encodes many rows runs, checks left out.
+      encode = jax.jit(tokenizer.encode)
+      codes = encode(state, x)
+      encoded = num_rows / median_time(lambda: encode(state, x), 5)
+      decode = jax.jit(tokenizer.decode)
+      decoded = num_rows / median_time(lambda: decode(state, codes), 5)
+      passes = sum(
+        len(curve)
+        for n, curve in report.curves.items()
+        if n.startswith("inertia")
+      ) or options.get("num_epochs", 1)
+      fitted = num_rows * passes / report.seconds
+      fit_flops, encode_flops = matmul_flops(tokenizer, dim)
+      row = {
+        "fit_s": report.seconds,
+        "passes": passes,
+        "fit_rows_per_s": fitted,
+        "fit_tflops": fit_flops * fitted / 1e12,
+        "encode_rows_per_s": encoded,
+        "encode_tflops": encode_flops * encoded / 1e12,
+        "decode_rows_per_s": decoded,
+        "relative_mse": report.relative_mse,
+      }
+      return {key: value for key, value in row.items() if value == value}
 
-@dataclasses.dataclass(frozen=True)
-class TorchPeer:
-  """PyTorch and our code in it."""
-
-  torch: Any
-  rqvae: Any
-
-  def from_jax(self, x: jax.Array) -> Any:
-    """Copies rows to PyTorch's device."""
-    device = "cuda" if self.torch.cuda.is_available() else "cpu"
-    return self.torch.tensor(np.asarray(x), device=device)
-
-
-@functools.cache
-def peer(name: str) -> Any:
-  """Imports a peer, or returns None."""
-  try:
-    if name == "torch":
-      import torch
-
-      from benchmarks import rqvae_torch
-
-      return TorchPeer(torch, rqvae_torch)
-    if name == "sklearn":
-      import sklearn.cluster
-
-      return sklearn.cluster
-    import faiss
-
-    return faiss
-  except ImportError as error:
-    print(f"{name} is not timed: {error}", flush=True)
-    return None
+    results.attempt("fit", name, ours)
+    for peer, run in tokenizer_peers.fits(name, x, options, args.quick).items():
+      results.attempt("fit", f"{name}: {peer}", run)
 
 
 PARTS = {
@@ -331,24 +417,23 @@ def main() -> None:
   parser.add_argument("--only", default=",".join(PARTS), help="parts")
   parser.add_argument("--tokenizers", default="", help="names, for part fit")
   parser.add_argument("--output", default="", help="JSON file")
+  parser.add_argument("--budget", type=float, default=1e9, help="seconds")
+  parser.add_argument("--step", default="", help=argparse.SUPPRESS)
   args = parser.parse_args()
+  if args.step:  # a row of its own process
+    name, batch_size = args.step.rsplit("/", 1)
+    print(json.dumps(step_row(name, int(batch_size), args.quick)))
+    return
   args.tokenizers = [n for n in args.tokenizers.split(",") if n]
-  device = jax.devices()[0]
-  print(f"jax {jax.__version__}, {device.device_kind}", flush=True)
-  results = Results()
+  for part in args.only.split(","):
+    if part not in PARTS:
+      parser.error(f"unknown part {part!r}; want some of {', '.join(PARTS)}")
+  device = jax.devices()[0].device_kind
+  print(f"jax {jax.__version__}, {device}, {os.cpu_count()} CPUs", flush=True)
+  header = {"jax": jax.__version__, "device": device}
+  results = Results(args.output, time.monotonic() + args.budget, header)
   for part in args.only.split(","):
     PARTS[part](results, args)
-  if args.output:
-    with open(args.output, "w") as file:
-      json.dump(
-        {
-          "jax": jax.__version__,
-          "device": device.device_kind,
-          "rows": results.rows,
-        },
-        file,
-        indent=1,
-      )
 
 
 if __name__ == "__main__":

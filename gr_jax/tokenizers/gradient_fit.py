@@ -14,12 +14,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import struct
 from jax import lax
 from jaxtyping import Array, Float
 
 from gr_jax.core import checks, permutation, progress, rng
+from gr_jax.tokenizers import adamw
 
 Params = Any
 Extra = Any  # what a program carries beside its parameters, e.g. EMA averages
@@ -96,7 +96,7 @@ class FitState:
 
   step: jax.Array  # int32 []
   params: Params
-  opt_state: Any
+  moments: adamw.Moments
   extra: Extra
 
 
@@ -215,12 +215,6 @@ def apply_network(
   return network.apply({"params": params}, x, method=method)
 
 
-@functools.partial(jax.jit, static_argnames=("program", "num_steps"))
-def init_optimizer(program: Program, params: Params, *, num_steps: int) -> Any:
-  """Returns the optimizer's first state; compiled once per configuration."""
-  return make_optimizer(program, num_steps).init(params)
-
-
 @functools.partial(jax.jit, static_argnames="tokenizer")
 def encode_with(
   tokenizer: Any, state: TrainedState, x: Float[Array | np.ndarray, "B D"]
@@ -251,31 +245,15 @@ def decode_with(tokenizer: Any, state: TrainedState, codes: Array) -> Array:
   return denormalize(state.normalization, x)
 
 
-def make_optimizer(
-  options: GradientOptions, num_steps: int
-) -> optax.GradientTransformation:
-  """Builds AdamW with linear warmup and cosine decay to zero.
-
-  Weight decay spares biases and codebooks: a code has no reason to be small.
+@jax.jit
+def start_state(params: Params, extra: Extra) -> FitState:
+  """Returns the state before the first step.
 
   Args:
-    options: Learning rate, warmup share, weight decay.
-    num_steps: Of the whole fit.
+    params: Where to start.
+    extra: What the program carries beside.
   """
-  warmup_steps = int(options.warmup_share * num_steps)
-  schedule = optax.warmup_cosine_decay_schedule(
-    0.0 if warmup_steps else options.learning_rate,
-    options.learning_rate,
-    warmup_steps,
-    max(num_steps, warmup_steps + 1),
-  )
-
-  def decays(params: Params) -> Params:
-    return jax.tree_util.tree_map_with_path(
-      lambda path, leaf: "kernel" in jax.tree_util.keystr(path), params
-    )
-
-  return optax.adamw(schedule, weight_decay=options.weight_decay, mask=decays)
+  return FitState(jnp.int32(0), params, adamw.start(params), extra)
 
 
 def num_steps(program: Program, num_rows: int) -> tuple[int, int]:
@@ -312,39 +290,48 @@ def train_round(
   """
   batch_size, steps = num_steps(program, x.shape[0])
   total_steps = program.num_epochs * steps
-  optimizer = make_optimizer(program, total_steps)
   order_key, step_key = rng.stream(key, "order"), rng.stream(key, "step")
   check_key = rng.stream(key, "check")
 
-  def step(state: FitState, rows: jax.Array):
+  def step(state: FitState, inputs):
+    number, rows, rate = inputs
     gradient, (metrics, seen) = jax.grad(program.loss, has_aux=True)(
-      state.params, x[rows], key=jax.random.fold_in(step_key, state.step)
+      state.params, x[rows], key=jax.random.fold_in(step_key, number)
     )
-    # optax mixes int32 counters with float32 rates.
-    with jax.numpy_dtype_promotion("standard"):
-      updates, opt_state = optimizer.update(
-        gradient, state.opt_state, state.params
-      )
-    params = optax.apply_updates(state.params, updates)
+    params, moments = adamw.update(
+      state.params,
+      gradient,
+      state.moments,
+      rate,
+      weight_decay=program.weight_decay,
+    )
     params, extra = program.after_step(params, state.extra, seen)
-    after = FitState(state.step + 1, params, opt_state, extra)
+    after = FitState(state.step, params, moments, extra)
     # One array, so that one kernel writes all metrics of a step.
     return after, jnp.stack([metrics[name] for name in sorted(metrics)])
 
   def epoch(state: FitState):
     number = state.step // steps
     keys = permutation.round_keys(jax.random.fold_in(order_key, number))
-    # The order of a whole epoch at once: one loop on the device, not one a
-    # step.
+    # Everything that does not depend on the parameters is computed for a whole
+    # epoch at once, not in every step.
     order = permutation.permute(
       jnp.arange(steps * batch_size, dtype=jnp.int32), keys, size=x.shape[0]
+    )
+    numbers = state.step + jnp.arange(steps, dtype=jnp.int32)
+    rates = adamw.rates(
+      numbers,
+      peak=program.learning_rate,
+      warmup_steps=int(program.warmup_share * total_steps),
+      num_steps=total_steps,
     )
     state, metrics = lax.scan(
       step,
       state,
-      order.reshape(steps, batch_size),
+      (numbers, order.reshape(steps, batch_size), rates),
       unroll=min(program.unroll, steps),
     )
+    state = state.replace(step=state.step + steps)
     return state, jnp.mean(metrics, axis=0)  # [metrics]
 
   _, (metrics, _) = jax.eval_shape(
@@ -405,15 +392,7 @@ def fit(
   Raises:
     InputError: The loss became NaN or infinite.
   """
-  _, steps = num_steps(program, x.shape[0])
-  state = FitState(
-    step=jnp.int32(0),
-    params=params,
-    opt_state=init_optimizer(
-      program, params, num_steps=program.num_epochs * steps
-    ),
-    extra=extra,
-  )
+  state = start_state(params, extra)
   key = rng.stream(key, "gradient_fit")
   curves, rounds, waiting = [], [], None
 

@@ -1,5 +1,6 @@
 """Residual quantizer of latents: choices, losses, EMA codebooks. No encoder."""
 
+import itertools
 from typing import no_type_check
 
 import flax.linen as nn
@@ -26,6 +27,15 @@ class QuantizerOutput:
   commitment_loss: jax.Array  # float32 [], sum over levels of |r - sg[q]|^2
   entropy_gap: jax.Array  # float32 [], sum over levels; 0 unless weighted
   residuals: jax.Array  # float32 [L, B, C], what entered each level
+
+
+@no_type_check
+@struct.dataclass
+class Choice:
+  """Codes of a batch and the code vectors, differentiable, by level."""
+
+  codes: list[jax.Array]  # int32 [B] each
+  vectors: list[jax.Array] | jax.Array  # float32 [B, C] each
 
 
 class ResidualQuantizer(nn.Module):
@@ -66,15 +76,18 @@ class ResidualQuantizer(nn.Module):
       key: Random key of gumbel_softmax, which without one chooses the nearest
         code; unused otherwise.
     """
+    gumbel = self.estimator == "gumbel_softmax" and key is not None
+    chosen = None if gumbel else self._choose(stop(z))
     residual, total = z, jnp.zeros_like(z)
     codes, residuals = [], []
-    codebook_loss = commitment_loss = gap = jnp.float32(0.0)
+    to_codebook = to_encoder = jnp.zeros_like(z)
+    gap = jnp.float32(0.0)
     for level, codebook in enumerate(self.codebooks):
       residuals.append(stop(residual))
       if self.use_entropy_gap:
         distances = nearest.squared_distances(residual, codebook)
         gap += estimators.entropy_gap(distances, temperature=self.temperature)
-      if self.estimator == "gumbel_softmax" and key is not None:
+      if gumbel:
         distances = nearest.squared_distances(residual, codebook)
         choice = estimators.gumbel_softmax(
           distances,
@@ -84,10 +97,11 @@ class ResidualQuantizer(nn.Module):
         codes.append(choice.codes)
         q = choice.weights @ codebook  # [B, C]
       else:
-        codes.append(self._choose(stop(residual), stop(codebook)))  # [B]
-        q = lookup.lookup(codebook, codes[-1])  # [B, C]
-      codebook_loss += jnp.mean(jnp.square(stop(residual) - q))
-      commitment_loss += jnp.mean(jnp.square(residual - stop(q)))
+        codes.append(chosen.codes[level])  # [B]
+        q = chosen.vectors[level]  # [B, C]
+      # Squares are added up before the mean: one reduction, not one a level.
+      to_codebook += jnp.square(stop(residual) - q)
+      to_encoder += jnp.square(residual - stop(q))
       # stop(q): a straight-through q would cancel the residual's gradient, and
       # commitment would not reach the encoder below level 0.
       residual, total = residual - stop(q), total + q
@@ -97,22 +111,34 @@ class ResidualQuantizer(nn.Module):
     return QuantizerOutput(
       quantized=total,
       codes=jnp.stack(codes, axis=-1),  # [B, L]
-      codebook_loss=codebook_loss,
-      commitment_loss=commitment_loss,
+      codebook_loss=jnp.mean(to_codebook),
+      commitment_loss=jnp.mean(to_encoder),
       entropy_gap=gap,
       residuals=jnp.stack(residuals),  # [L, B, C]
     )
 
-  def _choose(self, residual: jax.Array, codebook: jax.Array) -> jax.Array:
+  def _choose(self, z: jax.Array) -> "Choice":
     """Chooses codes while training: nearest, or balanced by Sinkhorn."""
     if self.sinkhorn_epsilon > 0:
-      return estimators.sinkhorn_codes(
-        nearest.squared_distances(residual, codebook),
-        epsilon=self.sinkhorn_epsilon,
-        num_iters=self.sinkhorn_iters,
-      )
-    # Latents lie around zero, so the shift against cancellation is spared.
-    return nearest.nearest_code(residual, codebook, centered=False)
+      codes, residual = [], z
+      for codebook in map(stop, self.codebooks):
+        found = estimators.sinkhorn_codes(
+          nearest.squared_distances(residual, codebook),
+          epsilon=self.sinkhorn_epsilon,
+          num_iters=self.sinkhorn_iters,
+        )
+        residual = residual - codebook[found]
+        codes.append(found)
+    else:
+      codes = training_codes(z, [stop(book) for book in self.codebooks])
+    if len(set(self.codebook_sizes)) == 1:
+      # One batched product for the gradients of all codebooks.
+      vectors = jax.vmap(lookup.lookup)(
+        jnp.stack(self.codebooks), jnp.stack(codes)
+      )  # [L, B, C]
+    else:
+      vectors = list(map(lookup.lookup, self.codebooks, codes))
+    return Choice(codes, vectors)
 
   def codes(self, z: Float[Array, "B C"]) -> Int32[Array, "B L"]:
     """Returns the nearest codes, level by level: what `encode` returns."""
@@ -136,6 +162,39 @@ class ResidualQuantizer(nn.Module):
     return sum(
       codebook[codes[:, level]] for level, codebook in enumerate(self.codebooks)
     )
+
+
+def training_codes(
+  z: Float[Array, "B C"], codebooks: list[Float[Array, "_ C"]]
+) -> list[Int32[Array, " B"]]:
+  """Nearest codes level by level, by two matmuls for all levels.
+
+  |r_l - e|^2 / 2 = |e|^2 / 2 - z.e + sum_{j<l} q_j.e + a term without e, and
+  the products q_j.e of codes with codes are entries of one small matrix. In
+  exact arithmetic these are the codes of `nearest.nearest_code` on residuals;
+  rounding is relative to |z|, not to |r_l|, which only moves near-ties. What
+  `encode` returns is computed on residuals.
+
+  Args:
+    z: Latents around zero.
+    codebooks: One a level.
+
+  Returns:
+    One array a level, ties to the lowest code.
+  """
+  ends = list(itertools.accumulate(book.shape[0] for book in codebooks))
+  stacked = jnp.concatenate(codebooks)  # [sum K, C]
+  highest = lax.Precision.HIGHEST
+  gram = jnp.matmul(stacked, stacked.T, precision=highest)  # [sum K, sum K]
+  norms = 0.5 * jnp.sum(jnp.square(stacked), axis=-1)  # [sum K]
+  scores = norms[None, :] - jnp.matmul(z, stacked.T, precision=highest)
+  codes, start = [], 0
+  for end in ends:
+    code = jnp.argmin(scores[:, start:end], axis=-1).astype(jnp.int32)  # [B]
+    codes.append(code)
+    scores = scores + gram[code + start]  # [B, sum K]
+    start = end
+  return codes
 
 
 @no_type_check

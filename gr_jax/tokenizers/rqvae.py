@@ -1,5 +1,6 @@
 """RQ-VAE: an MLP encoder and decoder around the residual quantizer. No loop."""
 
+import functools
 from typing import no_type_check
 
 import flax.linen as nn
@@ -22,20 +23,62 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B C"]:
     """Applies all layers."""
+    dtype = jnp.dtype(self.dtype)
+    # All biases in one vector: see `bias_rows`.
+    bias = self.param("bias", nn.initializers.zeros, (sum(self.widths),))
+    rows = bias_rows(bias, x.shape[0], self.widths, dtype)
     for layer, width in enumerate(self.widths):
       last = layer + 1 == len(self.widths)
-      kernel_init = (
-        nn.initializers.lecun_normal() if last else nn.initializers.he_normal()
+      kernel = self.param(
+        f"kernel_{layer}",
+        nn.initializers.lecun_normal() if last else nn.initializers.he_normal(),
+        (x.shape[-1], width),
       )
-      x = nn.Dense(
-        width,
-        dtype=jnp.dtype(self.dtype),
-        precision=self.precision,
-        kernel_init=kernel_init,
-        name=f"layer_{layer}",
-      )(x)
+      x = jnp.matmul(
+        x.astype(dtype), kernel.astype(dtype), precision=self.precision
+      )
+      x = x + rows[layer]
       x = x if last else nn.relu(x)
     return x.astype(jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def bias_rows(
+  bias: jax.Array, num_rows: int, widths: tuple[int, ...], dtype: jnp.dtype
+) -> list[jax.Array]:
+  """Spreads one vector of biases over the rows of several layers.
+
+  The gradient of a bias is a sum over the batch: small, but a kernel of its
+  own a layer. This one's is a single sum over all layers side by side.
+
+  Args:
+    bias: float32 [sum of widths].
+    num_rows: B.
+    widths: Of every layer.
+    dtype: Of the result.
+
+  Returns:
+    [B, width] for every layer.
+  """
+  rows, start = [], 0
+  for width in widths:
+    part = bias[start : start + width].astype(dtype)
+    rows.append(jnp.broadcast_to(part[None, :], (num_rows, width)))
+    start += width
+  return rows
+
+
+def _bias_rows_forward(bias, num_rows, widths, dtype):
+  return bias_rows(bias, num_rows, widths, dtype), None
+
+
+def _bias_rows_backward(num_rows, widths, dtype, saved, gradients):
+  del num_rows, widths, dtype, saved
+  side_by_side = jnp.concatenate(gradients, axis=-1)  # [B, sum of widths]
+  return (jnp.sum(side_by_side, axis=0, dtype=jnp.float32),)
+
+
+bias_rows.defvjp(_bias_rows_forward, _bias_rows_backward)
 
 
 @no_type_check  # leaves may be shapes, or anything in a tree.map

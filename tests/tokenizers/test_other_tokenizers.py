@@ -203,9 +203,11 @@ def test_vae_gradients_agree_with_float64_finite_differences(key):
     )
 
   def mlp(p, x):
-    for i in range(len(p)):
-      x = x @ p[f"layer_{i}"]["kernel"] + p[f"layer_{i}"]["bias"]
-      x = np.maximum(x, 0) if i + 1 < len(p) else x
+    biases = iter(p["bias"])
+    for i in range(len(p) - 1):
+      x = x @ p[f"kernel_{i}"]
+      x = x + np.array([next(biases) for _ in range(x.shape[1])])
+      x = np.maximum(x, 0) if i + 2 < len(p) else x
     return x
 
   def loss(p):

@@ -110,6 +110,24 @@ def test_straight_through_passes_the_gradient_once(setting):
     np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
 
 
+@pytest.mark.parametrize("sizes", [(16, 16, 16), (5, 9)])
+def test_training_codes_are_the_nearest_of_residuals(sizes):
+  rng = np.random.default_rng(0)
+  z = rng.normal(size=(500, 8)).astype(np.float32)
+  books = [
+    rng.normal(size=(k, 8), scale=0.5**level).astype(np.float32)
+    for level, k in enumerate(sizes)
+  ]
+  codes = quantizer.training_codes(
+    jnp.asarray(z), [jnp.asarray(b) for b in books]
+  )
+  residual = z.astype(np.float64)
+  for code, book in zip(codes, books, strict=True):
+    distances = ((residual[:, None] - book[None]) ** 2).sum(-1)
+    np.testing.assert_array_equal(code, distances.argmin(-1))
+    residual = residual - book[np.asarray(code)]
+
+
 def test_averages_by_hand():
   averages = quantizer.CodebookAverages(
     counts=(jnp.array([1.0, 1.0]),), sums=(jnp.array([[0.0], [10.0]]),)

@@ -39,10 +39,12 @@ def reference_loss(x, params, codes, beta):
   """
 
   def mlp(p, x):
-    for i in range(len(p)):
-      layer = p[f"layer_{i}"]
-      x = x @ layer["kernel"] + layer["bias"]
-      if i + 1 < len(p):
+    start, num_layers = 0, len(p) - 1
+    for i in range(num_layers):
+      x = x @ p[f"kernel_{i}"]
+      x = x + p["bias"][start : start + x.shape[1]]
+      start += x.shape[1]
+      if i + 1 < num_layers:
         x = np.maximum(x, 0)
     return x
 
