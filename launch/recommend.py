@@ -3,6 +3,8 @@ r"""Prints a user's best next items with title, semantic ID and score.
   python -m launch.recommend --workdir=runs/quickstart --user=user00017
   python -m launch.recommend --workdir=runs/quickstart \
     --history=item00003,item00141 --format=jsonl
+  python -m launch.recommend --workdir=runs/quickstart --user=user00017 \
+    --allow=@in_stock.txt --deny=item00003
 """
 
 from absl import flags
@@ -14,6 +16,10 @@ _USER = flags.DEFINE_string("user", "", "A user id of the data set.")
 _HISTORY = flags.DEFINE_list("history", [], "Item ids instead, oldest first.")
 _TOP_K = flags.DEFINE_integer("top_k", 10, "Items to return.")
 _KEEP = flags.DEFINE_bool("keep_history", False, "May history come again?")
+_ALLOW = flags.DEFINE_list(
+  "allow", [], "Item ids that alone may come; @FILE: one id a line."
+)
+_DENY = flags.DEFINE_list("deny", [], "Item ids that must not come; or @FILE.")
 _ALL_ITEMS = flags.DEFINE_bool(
   "all_items", False, "All items of a shared semantic ID, not one at random?"
 )
@@ -30,6 +36,8 @@ def main(config: stages.RunConfig, workdir: stages.Workdir) -> None:
     history=tuple(_HISTORY.value),
     top_k=_TOP_K.value,
     keep_history=_KEEP.value,
+    allow=tuple(_ALLOW.value),
+    deny=tuple(_DENY.value),
     all_items=_ALL_ITEMS.value,
     min_new=_MIN_NEW.value,
     as_json=_FORMAT.value == "jsonl",

@@ -1,7 +1,7 @@
 """Model + decoder + examples -> predictions. Knows no files."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -48,7 +48,7 @@ def make_recommend_fn(
   vocabulary: SidVocabulary,
   trie: Trie,
   *,
-  beam_width: int,
+  beam_width: int | Sequence[int],
   constrained: bool = True,
   mesh: Mesh | None = None,
 ) -> Recommend:
@@ -61,19 +61,20 @@ def make_recommend_fn(
     model: The network.
     vocabulary: Token layout of the catalog.
     trie: The catalog's semantic IDs.
-    beam_width: W, the length of the lists.
+    beam_width: W, the length of the lists; or one width a level, W last.
     constrained: Whether only IDs of the catalog may be written.
     mesh: The devices that hold the trie; None for one.
 
   Returns:
-    (params, inputs int32 [B, S], denied items int32 [B, R] or None) ->
-    BeamResult of width W. Denied items, -1 filling the rows, are as if the
-    catalog did not hold them. It compiles once a shape of its arguments.
+    (params, inputs int32 [B, S], denied_items=None, item_mask=None) ->
+    BeamResult of width W. Of `denied_items` int32 [B, R], -1 filling the
+    rows, or of those that are False in `item_mask` bool [B, N], it is as if
+    the catalog did not hold them. It compiles once a shape of its arguments.
   """
   max_length = vocabulary.num_levels + int(vocabulary.append_eos)
 
   @jax.jit
-  def recommend(params, trie, inputs, denied_items):
+  def recommend(params, trie, inputs, denied_items, item_mask):
     variables = {"params": params}
     encoded = model.apply(variables, inputs, method="encode")
     context = model.apply(variables, encoded, inputs, method="start_decode")
@@ -92,14 +93,15 @@ def make_recommend_fn(
       beam_width=beam_width,
       constrained=constrained,
       denied_items=denied_items,
+      item_mask=item_mask,
     )
 
   if mesh is None:
     trie = jax.tree.map(jnp.asarray, trie)
   else:
     trie = mesh_lib.place(trie, mesh_lib.replicated(mesh))
-  return lambda params, inputs, denied_items=None: recommend(
-    params, trie, inputs, denied_items
+  return lambda params, inputs, denied_items=None, item_mask=None: recommend(
+    params, trie, inputs, denied_items, item_mask
   )
 
 

@@ -55,15 +55,31 @@ class DecodingConfig:
 
   Attributes:
     beam_width: Semantic IDs kept a user, and the longest list returned.
+    level_widths: Beams kept after each level, of which the last is
+      `beam_width`; empty keeps `beam_width` after every level.
     constrained: Only IDs of the catalog may be written.
   """
 
   beam_width: int = 50
+  level_widths: tuple[int, ...] = ()
   constrained: bool = True
 
   def __post_init__(self):
     """Refuses a beam narrower than the lists that are scored."""
     _check_beam("decoding.beam_width", self.beam_width)
+    if self.level_widths and (
+      min(self.level_widths) < 1 or self.level_widths[-1] != self.beam_width
+    ):
+      raise checks.InputError(
+        f"decoding.level_widths={self.level_widths} must be 1 or more and end "
+        f"in decoding.beam_width={self.beam_width}."
+      )
+
+  def widths(self, at_least: int = 1) -> int | tuple[int, ...]:
+    """Returns the beams of every level, or of each, as `beam_search` takes."""
+    if not self.level_widths:
+      return max(self.beam_width, at_least)
+    return tuple(max(width, at_least) for width in self.level_widths)
 
 
 @dataclasses.dataclass(frozen=True)

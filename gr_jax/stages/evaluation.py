@@ -22,7 +22,7 @@ from gr_jax.evaluation import (
 from gr_jax.evaluation.evaluator import Predictions
 from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.stages import generator as generator_stage
-from gr_jax.stages import live_catalog, prepare
+from gr_jax.stages import live_catalog, prepare, tries
 from gr_jax.stages.config import RunConfig
 from gr_jax.stages.workdir import Workdir
 from gr_jax.tasks import windows
@@ -63,7 +63,7 @@ def predict_test(
     config,
     saved,
     live.sids,
-    live.trie(),
+    tries.load(workdir, live),
     stored.interactions,
     examples,
     denied_items(stored.interactions, examples),
@@ -105,7 +105,7 @@ def decode(
     generator.model,
     generator.vocabulary,
     trie,
-    beam_width=config.decoding.beam_width,
+    beam_width=config.decoding.widths(),
     constrained=config.decoding.constrained,
     mesh=mesh,
   )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.table
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 
 from gr_jax.core import checks, rng
 from gr_jax.decoding.beam_search import BeamResult
@@ -18,7 +19,7 @@ from gr_jax.evaluation import evaluator, shared_ids
 from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.sids.vocabulary import SidVocabulary
 from gr_jax.stages import generator as generator_stage
-from gr_jax.stages import live_catalog, prepare
+from gr_jax.stages import live_catalog, prepare, tries
 from gr_jax.stages.config import RunConfig
 from gr_jax.stages.workdir import Workdir
 from gr_jax.tasks import windows
@@ -33,6 +34,9 @@ class Request:
     history: Item ids, oldest first, instead of a user.
     top_k: Items to return.
     keep_history: Whether items of the history may be recommended again.
+    allow: Item ids that alone may be recommended, e.g. those in stock; empty
+      for all. An id after an @ names a file with one item id a line.
+    deny: Item ids that must not be recommended, given in the same way.
     all_items: Whether a semantic ID that several items share yields them
       all, with one score, instead of one, drawn by the config's seed.
     min_new: At least this many are appended items, as far as there are: a
@@ -45,6 +49,8 @@ class Request:
   history: tuple[str, ...] = ()
   top_k: int = 10
   keep_history: bool = False
+  allow: tuple[str, ...] = ()
+  deny: tuple[str, ...] = ()
   all_items: bool = False
   min_new: int = 0
   as_json: bool = False
@@ -81,11 +87,16 @@ def recommend(
 ) -> list[Recommendation]:
   """Ranks the catalog for one user and prints the best items.
 
+  What the request excludes is taken out of the search itself, so that the
+  list is that of a catalog without it: as long as `top_k` items with IDs of
+  their own are left, it holds `top_k`.
+
   Returns:
     What was printed.
 
   Raises:
-    InputError: No trained generator yet, an unknown user or item.
+    InputError: No trained generator yet, an unknown user or item, a file of
+      ids that cannot be read, or a request that leaves no item.
   """
   stored = prepare.load_data(workdir)
   live = live_catalog.load(workdir, stored)
@@ -103,22 +114,41 @@ def recommend(
     vocabulary.user_tokens([user_id]) if vocabulary.num_user_buckets else None,
   )
   batch = windows.gather_batch(data, jnp.zeros(1, jnp.int32), generator.layout)
-  denied = history[:0] if request.keep_history else history
+  denied = [] if request.keep_history else [history]
+  if request.deny:
+    denied.append(stored.catalog.indices_of(_ids("deny", request.deny)))
+  denied = np.concatenate([np.zeros(0, np.int64), *denied])
+  left = live.recommendable
+  if request.allow:
+    allowed = stored.catalog.indices_of(_ids("allow", request.allow))
+    left = left & np.isin(np.arange(left.size), allowed)
+  left[denied] = False
+  if not left.any():
+    raise checks.InputError(
+      "No item is left to recommend: --allow, --deny and the history leave "
+      "none; allow more, or --keep_history."
+    )
   params = generator_stage.load_params(saved)
+  recommend_fn = evaluator.make_recommend_fn(
+    generator.model,
+    vocabulary,
+    tries.load(workdir, live),
+    beam_width=config.decoding.widths(at_least=request.top_k),
+  )
 
-  def search(candidates: Bool[np.ndarray, "N"]) -> list[tuple[int, float]]:
-    recommend_fn = evaluator.make_recommend_fn(
-      generator.model,
-      vocabulary,
-      live_catalog.build_trie(catalog, candidates),
-      beam_width=max(config.decoding.beam_width, request.top_k),
-    )
+  def search(
+    candidates: Bool[np.ndarray, "N"], *, as_mask: bool
+  ) -> list[tuple[int, float]]:
+    # A mask costs a pass over the catalog, a list of denied items does not.
     result = recommend_fn(
-      params, batch.inputs, jnp.asarray(denied, jnp.int32)[None]
+      params,
+      batch.inputs,
+      denied_items=None if as_mask else jnp.asarray(denied, jnp.int32)[None],
+      item_mask=jnp.asarray(candidates)[None] if as_mask else None,
     )
-    return _items(config, request, catalog, candidates, result, denied)
+    return _items(config, request, catalog, candidates, result)
 
-  ranked = search(live.recommendable)[: request.top_k]
+  ranked = search(left, as_mask=bool(request.allow))[: request.top_k]
   if request.min_new:
     is_new = live.recommendable.copy()
     is_new[: live.items.num_items - live.num_appended] = False
@@ -127,7 +157,8 @@ def recommend(
         f"--min_new={request.min_new} needs appended items, and there are "
         "none; append some with launch.tokenize --append."
       )
-    ranked = _with_new(ranked, search(is_new), is_new, request)
+    new = search(left & is_new, as_mask=True)
+    ranked = _with_new(ranked, new, is_new, request)
   found = [
     Recommendation(
       rank=rank,
@@ -148,7 +179,6 @@ def _items(
   catalog: SidCatalog,
   candidates: Bool[np.ndarray, "N"],
   result: BeamResult,
-  denied: Int[np.ndarray, "R"],
 ) -> list[tuple[int, float]]:
   """Returns the items of the returned IDs with their scores, best first."""
   index = np.asarray(result.item_index)[0]
@@ -160,14 +190,13 @@ def _items(
     ]
   else:
     draw = rng.numpy_generator(jax.random.key(config.seed), "random_item")
-    drawn = buckets.sample(index[None], draw, denied[None])[0]
+    drawn = buckets.sample(index[None], draw)[0]
     held = [[item] if item >= 0 else [] for item in drawn.tolist()]
   scores = np.asarray(result.scores)[0].tolist()
   return [
     (item, score)
     for items, score in zip(held, scores, strict=True)
     for item in items
-    if item not in denied
   ]
 
 
@@ -185,6 +214,24 @@ def _with_new(
   known = known[: request.top_k - len(listed) - len(added)]
   listed = [pair for pair in ranked if is_new[pair[0]]]
   return sorted(known + listed + added, key=lambda pair: -pair[1])
+
+
+def _ids(name: str, given: Sequence[str]) -> list[str]:
+  """Returns item ids, those of files (@PATH) read."""
+  found = []
+  for entry in given:
+    if not entry.startswith("@"):
+      found.append(entry)
+      continue
+    path = pathlib.Path(entry[1:])
+    try:
+      lines = path.read_text().splitlines()
+    except OSError as error:
+      raise checks.InputError(
+        f"--{name} cannot read {str(path)!r}: {error.strerror}."
+      ) from None
+    found += [line.strip() for line in lines if line.strip()]
+  return found
 
 
 def _id_tokens(

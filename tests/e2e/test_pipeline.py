@@ -124,6 +124,37 @@ def test_recommendations_agree_with_predictions(finished, capsys):
   assert "Recommended next" in capsys.readouterr().out
 
 
+def test_what_a_request_excludes_is_replaced(finished, tmp_path):
+  """Allowed and denied items: the list of a catalog without the others."""
+  config = _config()
+  catalog = prepare.load_data(finished).catalog
+
+  def ask(config=config, **options):
+    request = stages.Request(
+      history=catalog.item_ids[:3], top_k=240, as_json=True, **options
+    )
+    return [r.item_id for r in stages.recommend(config, finished, request)]
+
+  every = ask(keep_history=True)
+  assert sorted(every) == sorted(catalog.item_ids)
+  widths = _config(decoding__level_widths=(300, 60, 240, 50))
+  assert ask(widths, keep_history=True) == every  # none narrower than top_k
+  had = set(catalog.item_ids[:3])
+  assert ask() == [i for i in every if i not in had]
+  deny = (*every[:5], every[9])
+  assert ask(deny=deny) == [i for i in every if i not in {*deny, *had}]
+  allowed = every[::7]
+  (tmp_path / "in_stock").write_text("\n".join(sorted(allowed)) + "\n\n")
+  allow = (f"@{tmp_path / 'in_stock'}",)
+  got = ask(allow=allow, deny=(allowed[1],), keep_history=True)
+  assert got == [i for i in allowed if i != allowed[1]]
+  with pytest.raises(stages.InputError, match="No item is left to recommend"):
+    ask(allow=catalog.item_ids[:2])
+  with pytest.raises(stages.InputError, match="--deny cannot read '/no/such'"):
+    ask(deny=("@/no/such",))
+  assert (finished.path("trie") / "manifest.json").exists()
+
+
 def test_bad_requests_are_refused(finished):
   with pytest.raises(stages.InputError, match="either --user=ID or"):
     stages.Request()

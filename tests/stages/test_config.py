@@ -30,12 +30,26 @@ def _refusal(change):
     (lambda c: c.update(data={"name": "folder"}), "lacks 'path'; set --config"),
     (lambda c: c["task"].update(max_history=0), "max_history must be 1"),
     (lambda c: c["decoding"].update(beam_width=5), "beam_width=5 must be 20"),
+    (
+      lambda c: c["decoding"].update(level_widths=(80, 40)),
+      "decoding.level_widths=(80, 40) must be 1 or more and end in",
+    ),
     (lambda c: c["validation"].update(beam_width=5), "validation.beam_width=5"),
     (lambda c: c["model"].update(dtype="float8"), "Unknown dtype 'float8'"),
   ],
 )
 def test_bad_settings_are_refused_before_any_work(change, message):
   assert message in _refusal(change)
+
+
+def test_widths_of_the_levels():
+  config = quickstart.get_config("smoke").to_dict()
+  assert stages.RunConfig.from_dict(config).decoding.widths() == 50
+  assert stages.RunConfig.from_dict(config).decoding.widths(at_least=70) == 70
+  config["decoding"]["level_widths"] = [80, 60, 50]
+  decoding = stages.RunConfig.from_dict(config).decoding
+  assert decoding.widths() == (80, 60, 50)
+  assert decoding.widths(at_least=70) == (80, 70, 70)
 
 
 def test_sections_keep_what_was_asked_for():
