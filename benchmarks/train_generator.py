@@ -1,19 +1,20 @@
-"""Times a training step of the generator beside Hugging Face's T5.
+r"""Times training of the generator beside Hugging Face's T5.
 
   python benchmarks/train_generator.py                  # all, on one GPU
-  python benchmarks/train_generator.py --list
-  python benchmarks/train_generator.py --rows library,pallas --batches 1024
+  python benchmarks/train_generator.py --rows library --batches 1024
   python benchmarks/train_generator.py --tiny           # seconds on a CPU
 
 4 + 4 layers, width 128, 6 heads of 64, gated MLP of 1024, dropout 0.1,
-bfloat16 with float32 parameters, AdamW; every example is 82 tokens in and 4
-out, none of them padding. Our rows time `gr_jax.training.step` as the trainer
-runs it, batches cut on the device. Each row is a process of its own, so that
-one that fails or sets XLA flags leaves the others alone. Prints one line a
-row and the table at the end; writes it as JSON to --output.
+bfloat16 with float32 parameters, AdamW. Full windows are 82 tokens in and 4
+out, none of them padding, which packing cannot shorten; mixed windows are as
+long as Amazon Beauty's. Our rows time `gr_jax.training.step` as the trainer
+runs it, batches cut on the device, all replicas' examples counted. Programs
+compile side by side, then run one after the other; each peer is a process of
+its own. Prints one line a row; writes all as JSON to --output.
 """
 
 import argparse
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -26,47 +27,22 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-# Name -> parts for generator_variants.apply, or switches read here:
-# rate, shared (dropout), flags (XLA_FLAGS), torch.
-BEST = {"cross": "absorbed", "mlp": "saved"}
+# Of the library: windows, dropout rate, replicas, batch sizes (all if none).
 ROWS: dict[str, dict[str, Any]] = {
-  "library": {},
-  "no dropout": {"rate": 0.0},
-  "element dropout": {"shared": False},
-  "element, rbg 32": {"shared": False, "bits": 32},
-  "element, rbg 16": {"shared": False, "bits": 16},
-  "pad 8": {"pad": 8},
-  "cross absorbed": {"cross": "absorbed"},
-  "mlp fused": {"mlp": "fused"},
-  "mlp saved": {"mlp": "saved"},
-  "fused qkv": {**BEST, "attention": "fused", "pad": 8},
-  "absorbed": {**BEST, "attention": "absorbed", "pad": 8},
-  "cudnn": {**BEST, "attention": "cudnn", "pad": 8},
-  "pallas": {**BEST, "attention": "pallas"},
-  "pallas pad 8": {**BEST, "attention": "pallas", "pad": 8},
-  "pallas 4 warps": {**BEST, "attention": "pallas", "pad": 8, "warps": 4},
-  "pallas triton": {
-    **BEST,
-    "attention": "pallas",
-    "pad": 8,
-    "flags": "--xla_gpu_triton_gemm_any=true",
-  },
-  "pallas graphs": {
-    **BEST,
-    "attention": "pallas",
-    "pad": 8,
-    "flags": "--xla_gpu_enable_command_buffer="
-    "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CONDITIONAL,WHILE",
-  },
-  "hf eager": {"torch": "eager"},
-  "hf compile": {"torch": "compile"},
+  "full windows": {},
+  "full, no dropout": {"rate": 0.0, "batches": [1024]},
+  "full, 3 replicas": {"replicas": 3, "batches": [1024]},
+  "mixed windows": {"mixed": True},
+  "mixed, 3 replicas": {"mixed": True, "replicas": 3, "batches": [1024]},
 }
-DEFAULT = (
-  "library,no dropout,element dropout,mlp saved,fused qkv,absorbed,cudnn,"
-  "pallas,pallas pad 8,hf eager,hf compile"
-)
+PEERS = {"hf eager": "eager", "hf compile": "compile"}
 HISTORY, LEVELS, CODES, USERS, ITEMS = 20, 4, 256, 2000, 12_101
 VOCAB = 3072  # 2 + 2000 user buckets + 4 x 256, padded
+# Percent of Amazon Beauty's training windows that hold 1, 2, ... 20 items.
+LENGTHS = (
+  17.0, 17.0, 11.6, 8.4, 6.3, 4.9, 3.9, 3.2, 2.7, 2.3,
+  1.9, 1.7, 1.5, 1.3, 1.1, 1.0, 1.0, 0.9, 0.7, 11.6,
+)  # fmt: skip
 
 
 def sizes(tiny: bool) -> dict[str, int]:
@@ -95,21 +71,32 @@ def flops_per_example(cfg: dict[str, int]) -> float:
   return 3.0 * 2.0 * total
 
 
-def worker(name: str, args: argparse.Namespace) -> dict[str, Any]:
-  """Times one row; runs in its own process."""
-  parts = dict(ROWS[name])
-  if "torch" in parts:
-    return torch_rows(parts["torch"], args)
+def library_rows(args: argparse.Namespace) -> dict[str, Any]:
+  """Compiles every program of `ROWS`, then times one after the other."""
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-  if "flags" in parts:
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} {parts.pop('flags')}"
-  return jax_rows(parts, args)
+  programs = {}
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    for name, row in ROWS.items():
+      for batch_size in args.batches:
+        if batch_size in row.get("batches", args.batches):
+          made = make_program(row, batch_size, args)
+          programs[name, batch_size] = made, pool.submit(compiled, made)
+  results: dict[str, Any] = {}
+  for (name, batch_size), (made, waiting) in programs.items():
+    run, compile_s = waiting.result()
+    seconds, loss = time_program(run, made, args)
+    per_step = batch_size * ROWS[name].get("replicas", 1)
+    rates = results.setdefault(name, {"rates": {}})["rates"]
+    rates[str(batch_size)] = summary(seconds, per_step, loss, compile_s, args)
+    if ROWS[name].get("mixed"):
+      del rates[str(batch_size)]["mfu"]  # it counts full windows
+  return results
 
 
-def jax_rows(parts: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-  """Times our step at every batch size."""
-  import generator_variants
+def make_program(
+  row: dict[str, Any], batch_size: int, args: argparse.Namespace
+) -> Any:
+  """Returns a traced program and what it is called with."""
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -117,127 +104,92 @@ def jax_rows(parts: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
   from gr_jax.core import mesh as mesh_lib
   from gr_jax.models import EncoderDecoder, T5Config
   from gr_jax.tasks import windows
-  from gr_jax.training import loaders
+  from gr_jax.training import loaders, loop
   from gr_jax.training import optimizer as optimizer_lib
   from gr_jax.training import state as state_lib
   from gr_jax.training import step as step_lib
 
-  generator_variants.INTERPRET = jax.default_backend() == "cpu"
-  cfg = T5Config(
-    **sizes(args.tiny),
-    dtype="bfloat16",
-    dropout_rate=parts.pop("rate", 0.1),
-    dropout_shared=parts.pop("shared", True),
-  )
-  error = None
-  if args.check and parts:
-    error = gradient_error(parts)
-  else:
-    generator_variants.apply(**parts)
-  generator = np.random.default_rng(0)
+  replicas = row.get("replicas", 1)
+  draw = np.random.default_rng(0)
   num_users, per_user = 2000, 60
   offsets = np.arange(num_users)[:, None] * per_user
-  start = (offsets + np.arange(per_user - HISTORY)[None]).reshape(-1)
-  codes = generator.integers(0, CODES, (ITEMS, LEVELS))
+  target = (offsets + np.arange(HISTORY, per_user)[None]).reshape(-1)
+  lengths = np.full(target.size, HISTORY)
+  if row.get("mixed"):
+    shares = np.array(LENGTHS) / sum(LENGTHS)
+    lengths = draw.choice(HISTORY, target.size, p=shares) + 1
+  codes = draw.integers(0, CODES, (ITEMS, LEVELS))
   first = 2 + USERS + CODES * np.arange(LEVELS)
-  mesh = mesh_lib.make_mesh(jax.devices()[:1])
   data = windows.TrainingData(
-    items=jnp.asarray(
-      generator.integers(0, ITEMS, num_users * per_user), jnp.int32
-    ),
+    items=jnp.asarray(draw.integers(0, ITEMS, num_users * per_user), jnp.int32),
     item_tokens=jnp.asarray(codes + first, jnp.int32),
     user_tokens=jnp.asarray(2 + np.arange(num_users), jnp.int32),
-    user_index=jnp.asarray(start // per_user, jnp.int32),
-    history_start=jnp.asarray(start, jnp.int32),
-    target_position=jnp.asarray(start + HISTORY, jnp.int32),
+    user_index=jnp.asarray(target // per_user, jnp.int32),
+    history_start=jnp.asarray(target - lengths, jnp.int32),
+    target_position=jnp.asarray(target, jnp.int32),
   )
   layout = windows.WindowLayout(
     max_history=HISTORY, num_levels=LEVELS, has_user_token=True
   )
-  model = EncoderDecoder(cfg)
+  model = EncoderDecoder(T5Config(**sizes(args.tiny), dtype="bfloat16"))
   optimizer = optimizer_lib.make_optimizer(
     optimizer_lib.OptimizerConfig(), 100_000
   )
-  ones = jnp.ones((1, layout.input_length), jnp.int32)
-  params = jax.jit(model.init)(
-    jax.random.key(0), ones, ones[:, : layout.target_length]
-  )["params"]
-  params = jax.tree.map(lambda p: p[None], params)
-  rates = {}
-  for batch_size in args.batches:
-    state = state_lib.init_state(jax.tree.map(jnp.copy, params), optimizer)
-    # Placed as the step returns it, or the second call compiles again.
-    state = jax.device_put(state, mesh_lib.replicated(mesh))
-    loader = loaders.DeviceLoader.create(
-      data, layout, mesh, batch_size=batch_size
-    )
-    run = step_lib.make_train_steps(
-      model,
-      optimizer,
-      mesh,
-      sampler=loader.sampler,
-      num_steps=args.steps,
-      learning_rates=[1e-3],
-      dropout_rates=[cfg.dropout_rate],
-    )
-    keys = jax.random.key(1)[None]
-    began = time.perf_counter()
-    state, metrics = run(state, loader.data, keys)
-    jax.block_until_ready(state)
-    compile_s = time.perf_counter() - began
-    times = []
-    for _ in range(args.repeats):
-      began = time.perf_counter()
-      state, metrics = run(state, loader.data, keys)
-      jax.block_until_ready(state)
-      times.append((time.perf_counter() - began) / args.steps)
-    rates[batch_size] = row(times, batch_size, float(metrics.loss[0]), args)
-    rates[batch_size]["first_call_s"] = compile_s
-  return {"rates": rates, "gradient_error": error}
+  mesh = mesh_lib.make_mesh(jax.devices()[:1])
+  loader = loaders.DeviceLoader.create(
+    data, layout, mesh, batch_size=batch_size
+  )
+  run = step_lib.make_train_steps(
+    model,
+    optimizer,
+    mesh,
+    sampler=loader.sampler,
+    num_steps=args.steps,
+    learning_rates=[1e-3] * replicas,
+    dropout_rates=[row.get("rate", 0.1)] * replicas,
+  )
+  keys = jax.random.split(jax.random.key(1), replicas)
+
+  def start():
+    params = loop.init_params(model, layout, keys=keys)
+    state = state_lib.init_state(params, optimizer)
+    return jax.device_put(state, mesh_lib.replicated(mesh))
+
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=mesh_lib.replicated(mesh)
+    ),
+    jax.eval_shape(start),
+  )
+  return run.lower(shapes, loader.data, keys), start, loader.data, keys
 
 
-def gradient_error(parts: dict[str, Any]) -> float:
-  """Largest relative gradient error of a variant against the library."""
-  import generator_variants
+def compiled(made: Any) -> tuple[Any, float]:
+  """Returns the compiled program and the seconds it took."""
+  began = time.perf_counter()
+  return made[0].compile(), time.perf_counter() - began
+
+
+def time_program(
+  run: Any, made: Any, args: argparse.Namespace
+) -> tuple[list[float], float]:
+  """Returns the seconds a step of each repeat, after one call to warm up."""
   import jax
-  import jax.numpy as jnp
-  import numpy as np
 
-  from gr_jax.models import EncoderDecoder, T5Config
-
-  cfg = T5Config(
-    vocab_size=64, num_encoder_layers=2, num_decoder_layers=1, dtype="bfloat16"
-  )
-  generator = np.random.default_rng(0)
-  inputs = generator.integers(1, 64, (8, 82))
-  inputs[np.arange(82)[None] >= generator.integers(5, 83, (8, 1))] = 0
-  inputs = jnp.asarray(inputs, jnp.int32)
-  targets = jnp.asarray(generator.integers(1, 64, (8, 4)), jnp.int32)
-  model = EncoderDecoder(cfg)
-  params = jax.jit(model.init)(jax.random.key(0), inputs, targets)["params"]
-
-  def gradients():
-    # A fresh function: jit must not find the library's program.
-    def loss(params):
-      logits = EncoderDecoder(cfg).apply({"params": params}, inputs, targets)
-      log_probs = jax.nn.log_softmax(logits)
-      picked = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)
-      return -jnp.mean(picked)
-
-    return jax.device_get(jax.jit(jax.grad(loss))(params))
-
-  library = gradients()
-  generator_variants.apply(**parts)
-  errors = jax.tree.map(
-    lambda a, b: float(np.linalg.norm(a - b) / np.linalg.norm(b)),
-    gradients(),
-    library,
-  )
-  return max(jax.tree.leaves(errors))
+  _, start, data, keys = made
+  state, times = start(), []
+  for _ in range(args.repeats + 1):
+    began = time.perf_counter()
+    state, metrics = run(state, data, keys)
+    jax.block_until_ready(state)
+    times.append((time.perf_counter() - began) / args.steps)
+  return times[1:], float(metrics.loss.mean())
 
 
 def torch_rows(mode: str, args: argparse.Namespace) -> dict[str, Any]:
   """Times Hugging Face's T5 of the same sizes, autocast to bfloat16."""
+  # transformers imports a library named as a file of this folder.
+  sys.path = [path for path in sys.path if path != str(ROOT / "benchmarks")]
   import torch
   import transformers
 
@@ -273,7 +225,7 @@ def torch_rows(mode: str, args: argparse.Namespace) -> dict[str, Any]:
       ).loss
 
   if mode == "compile":
-    loss_of = torch.compile(loss_of)
+    loss_of = torch.compile(loss_of, dynamic=False)
 
   def synchronize():
     if device == "cuda":
@@ -306,15 +258,20 @@ def torch_rows(mode: str, args: argparse.Namespace) -> dict[str, Any]:
         loss = step()
       synchronize()
       times.append((time.perf_counter() - began) / args.steps)
-    rates[batch_size] = row(times, batch_size, float(loss), args)
-    rates[batch_size]["first_call_s"] = compile_s
-  return {"rates": rates, "gradient_error": None}
+    rates[str(batch_size)] = summary(
+      times, batch_size, float(loss), compile_s, args
+    )
+  return {f"hf {mode}": {"rates": rates}}
 
 
-def row(
-  times: list[float], batch_size: int, loss: float, args: argparse.Namespace
+def summary(
+  times: list[float],
+  batch_size: int,
+  loss: float,
+  compile_s: float,
+  args: argparse.Namespace,
 ) -> dict[str, float]:
-  """Summarizes the times of one batch size."""
+  """Summarizes the times of one batch size, all replicas together."""
   seconds = statistics.median(times)
   flops = flops_per_example(sizes(args.tiny)) * batch_size
   return {
@@ -323,6 +280,7 @@ def row(
     "examples_per_s": batch_size / seconds,
     "mfu": flops / seconds / args.peak_flops,
     "loss": loss,
+    "compile_s": compile_s,
   }
 
 
@@ -330,71 +288,70 @@ def show(name: str, result: dict[str, Any]) -> str:
   """One line of the table."""
   if "failed" in result:
     return f"{name:18s} failed: {result['failed']}"
-  cells = [
-    f"B {batch:>5s}: {r['examples_per_s']:>9,.0f} ex/s {r['step_ms']:7.2f} ms "
-    f"mfu {r['mfu']:.3f} loss {r['loss']:.2f} first {r['first_call_s']:.0f} s"
-    for batch, r in result["rates"].items()
-  ]
-  error = result.get("gradient_error")
-  if error is not None:
-    cells.append(f"gradient error {error:.1e}")
+  cells = []
+  for batch, r in result["rates"].items():
+    mfu = f" mfu {r['mfu']:.3f}" if "mfu" in r else ""
+    cells.append(
+      f"B {batch:>5s}: {r['examples_per_s']:>9,.0f} ex/s {r['step_ms']:7.2f} ms"
+      f"{mfu} loss {r['loss']:.2f} compile {r['compile_s']:.0f} s"
+    )
   return f"{name:18s} " + " | ".join(cells)
 
 
 def main() -> None:
-  """Runs every row in a process and prints the table."""
+  """Runs the rows and prints the table."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("--rows", default=DEFAULT, help="names, or 'all'")
+  parser.add_argument("--rows", default="library,hf compile")
   parser.add_argument("--batches", default="1024,4096")
   parser.add_argument("--steps", type=int, default=20, help="per dispatch")
   parser.add_argument("--repeats", type=int, default=5)
   parser.add_argument("--peak_flops", type=float, default=803e12)
   parser.add_argument("--seconds", type=float, default=570, help="in all")
-  parser.add_argument("--no-check", dest="check", action="store_false")
   parser.add_argument("--tiny", action="store_true", help="a CPU smoke run")
-  parser.add_argument("--list", action="store_true")
   parser.add_argument("--output", default="")
   parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
   args = parser.parse_args()
-  if args.list:
-    print("\n".join(f"{name:18s} {parts}" for name, parts in ROWS.items()))
-    return
   if args.tiny:
-    args.batches, args.steps, args.repeats = "8", 2, 2
+    args.batches, args.steps, args.repeats = "32", 2, 2
+    for row in ROWS.values():
+      row.pop("batches", None)
+  args.batches = [int(size) for size in args.batches.split(",")]
   if args.worker:
-    args.batches = [int(size) for size in args.batches.split(",")]
-    print(json.dumps(worker(args.worker, args)))
+    found = (
+      library_rows(args)
+      if args.worker == "library"
+      else torch_rows(PEERS[args.worker], args)
+    )
+    print(json.dumps(found))
     return
-  names = list(ROWS) if args.rows == "all" else args.rows.split(",")
-  unknown = [name for name in names if name not in ROWS]
+  names = args.rows.split(",")
+  unknown = [name for name in names if name not in ("library", *PEERS)]
   if unknown:
-    parser.error(f"unknown rows {unknown}; see --list")
+    parser.error(f"unknown rows {unknown}; known: library, {', '.join(PEERS)}")
   began, results = time.monotonic(), {}
   for name in names:
     left = args.seconds - (time.monotonic() - began)
-    if left < 20:
-      results[name] = {"failed": "no time left"}
-      continue
-    results[name] = run_row(name, left)
-    print(show(name, results[name]), flush=True)
+    found = run_worker(name, left)
+    for row, result in found.items():
+      print(show(row, result), flush=True)
+    results |= found
     if args.output:
       pathlib.Path(args.output).write_text(json.dumps(results, indent=1))
-  print("\n" + "\n".join(show(name, r) for name, r in results.items()))
 
 
-def run_row(name: str, seconds: float) -> dict[str, Any]:
-  """Runs one row as a process; a failure becomes a line of the table."""
+def run_worker(name: str, seconds: float) -> dict[str, Any]:
+  """Runs rows as a process; a failure becomes a line of the table."""
   command = [sys.executable, __file__, *sys.argv[1:], "--worker", name]
   try:
     done = subprocess.run(
       command, capture_output=True, text=True, timeout=seconds, check=False
     )
   except subprocess.TimeoutExpired:
-    return {"failed": f"still running after {seconds:.0f} s"}
+    return {name: {"failed": f"still running after {seconds:.0f} s"}}
   if done.returncode:
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line or "error" in line]
-    return {"failed": " / ".join((errors or lines)[-3:])[:400]}
+    return {name: {"failed": " / ".join((errors or lines)[-3:])[:400]}}
   return json.loads(done.stdout.splitlines()[-1])
 
 

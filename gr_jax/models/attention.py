@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -124,6 +125,12 @@ class Attention(nn.Module):
 
   Logits are not divided by sqrt(Dh); the query kernel starts that much
   smaller instead, as in T5X.
+
+  Where a head is at least half as wide as the model, keys and values are
+  never formed: q k^T = (x Wq Wk^T) m^T and (P v) Wo = (P m) Wv Wo, head by
+  head. That costs no more arithmetic, and what it saves is memory traffic,
+  which bounds small networks: the transposes that bring heads to the front,
+  and in cross-attention the keys and values of every decoder layer.
   """
 
   config: config_lib.T5Config
@@ -160,6 +167,8 @@ class Attention(nn.Module):
     Returns:
       The heads' outputs through `out`, in the config's dtype.
     """
+    if self.config.emb_dim <= 2 * self.config.head_dim:
+      return self._attend_unprojected(x, memory, mask, bias, dropout)
     query = self._split(self.query(x))  # [B, Q, A, Dh]
     memory = self.project(memory)
     weights = _weights(query, memory.key, mask=mask, bias=bias)
@@ -172,6 +181,37 @@ class Attention(nn.Module):
       weights = weights * dropout.scale(0, weights.shape, weights.dtype)
     heads = jnp.einsum("baqs,bsad->bqad", weights, value)
     return self.out(self._join(heads))
+
+  def _attend_unprojected(self, x, memory, mask, bias, dropout):
+    """Attends with queries and outputs in the memory's own space."""
+    cfg = self.config
+    batch, num_queries, width = x.shape
+    rows = num_queries * cfg.num_heads
+    query, key = (
+      dense.kernel.reshape(width, cfg.num_heads, cfg.head_dim)
+      for dense in (self.query, self.key)
+    )
+    to_memory = jnp.einsum("ead,fad->eaf", query, key)  # [E, A, E]
+    x = jnp.dot(x, to_memory.reshape(width, -1).astype(x.dtype))
+    logits = jnp.einsum("bge,bse->bgs", x.reshape(batch, rows, width), memory)
+    logits = logits.reshape(batch, num_queries, cfg.num_heads, -1)
+    if bias is not None:
+      bias = jnp.transpose(bias, (1, 0, 2))[None]  # [1, Q, A, S]
+    if mask is not None:
+      mask = jnp.asarray(mask)[:, :, None, :]  # [B, Q, 1, S]
+    weights = masked_softmax(logits, bias, mask)  # [B, Q, A, S]
+    if dropout is not None:
+      shape = weights.shape
+      if dropout.shared:
+        shape = (batch, 1, *shape[2:])
+      scale = dropout.scale(0, shape, weights.dtype)
+      weights = weights * jnp.broadcast_to(scale, weights.shape)
+    mixed = jnp.einsum("bgs,bse->bge", weights.reshape(batch, rows, -1), memory)
+    value = self.value.kernel.reshape(width, cfg.num_heads, cfg.head_dim)
+    out = self.out.kernel.reshape(cfg.num_heads, cfg.head_dim, width)
+    from_memory = jnp.einsum("ead,adf->aef", value, out)  # [A, E, E]
+    mixed = mixed.reshape(batch, num_queries, -1)  # [B, Q, A E]
+    return jnp.dot(mixed, from_memory.reshape(-1, width).astype(x.dtype))
 
   def project(self, memory: Float[Array, "B S E"]) -> KeysValues:
     """Returns the keys and values of memory, [B, S, A, Dh] each."""
@@ -270,5 +310,56 @@ def _logits(query, key, *, mask, bias):
 
 def _weights(query, key, *, mask, bias):
   """Returns attention weights [B, A, Q, S] in the query's dtype."""
-  logits = _logits(query, key, mask=mask, bias=bias)
-  return nn.softmax(logits, axis=-1).astype(query.dtype)
+  logits = jnp.einsum("bqad,bsad->baqs", query, key)
+  return masked_softmax(
+    logits,
+    None if bias is None else bias[None],
+    None if mask is None else jnp.asarray(mask)[:, None],
+  )
+
+
+def masked_softmax(
+  logits: Float[Array, "*batch S"],
+  bias: Float[Array, "..."] | None,
+  mask: Bool[Array, "..."] | None,
+) -> Float[Array, "*batch S"]:
+  """Softmax over keys in float32, kept for its gradient in `logits`' dtype.
+
+  Args:
+    logits: In the activations' dtype.
+    bias: Added to them; of the same rank.
+    mask: False where a weight shall be 0; of the same rank.
+  """
+  ones = (1,) * logits.ndim
+  bias = jnp.zeros(ones, jnp.float32) if bias is None else bias
+  mask = jnp.ones(ones, bool) if mask is None else mask
+  return _softmax(logits, bias, mask)
+
+
+@jax.custom_vjp
+def _softmax(logits, bias, mask):
+  return _softmax_forward(logits, bias, mask)[0]
+
+
+def _softmax_forward(logits, bias, mask):
+  wide = jnp.where(mask, logits.astype(jnp.float32) + bias, MASKED)
+  weights = nn.softmax(wide, axis=-1).astype(logits.dtype)
+  # An array of no size carries the bias's shape to the backward pass.
+  return weights, (weights, jnp.zeros((*bias.shape, 0), bias.dtype))
+
+
+def _softmax_backward(saved, gradient):
+  weights, like = saved
+  p = weights.astype(jnp.float32)
+  g = gradient.astype(jnp.float32)
+  change = p * (g - jnp.sum(p * g, axis=-1, keepdims=True))
+  summed = [
+    axis
+    for axis, size in enumerate(like.shape[:-1])
+    if size == 1 and change.shape[axis] != 1
+  ]
+  d_bias = jnp.sum(change, axis=summed, keepdims=True)
+  return change.astype(weights.dtype), d_bias.astype(like.dtype), None
+
+
+_softmax.defvjp(_softmax_forward, _softmax_backward)

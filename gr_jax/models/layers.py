@@ -5,6 +5,7 @@ Parameter names, shapes and initial distributions are those of T5X's
 interchange. Parameters are float32; activations take the config's dtype.
 """
 
+import functools
 import math
 
 import jax
@@ -124,10 +125,35 @@ class MLP(nn.Module):
   ) -> Float[Array, "B S E"]:
     """Applies the block, dropping at one site."""
     cfg = self.config
-    first = config_lib.activation(cfg.mlp_activations[0])
-    if len(cfg.mlp_activations) == 2:
-      second = config_lib.activation(cfg.mlp_activations[1])
-      hidden = first(self.wi_0(x)) * second(self.wi_1(x))  # [B, S, M]
-    else:
-      hidden = first(self.wi(x))  # [B, S, M]
+    if len(cfg.mlp_activations) == 1:
+      hidden = config_lib.activation(cfg.mlp_activations[0])(self.wi(x))
+      return self.wo(dropout_lib.drop(dropout, 0, hidden))
+    hidden = _gate(cfg.mlp_activations, self.wi_0(x), self.wi_1(x))
     return self.wo(dropout_lib.drop(dropout, 0, hidden))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gate(
+  activations: tuple[str, str], a: jax.Array, b: jax.Array
+) -> jax.Array:
+  """Returns f_0(a) f_1(b), float32 inside; keeps a and b for its gradient."""
+  first, second = map(config_lib.activation, activations)
+  wide = first(a.astype(jnp.float32)) * second(b.astype(jnp.float32))
+  return wide.astype(a.dtype)
+
+
+def _gate_forward(activations, a, b):
+  return _gate(activations, a, b), (a, b)
+
+
+def _gate_backward(activations, saved, gradient):
+  first, second = map(config_lib.activation, activations)
+  a, b = (x.astype(jnp.float32) for x in saved)
+  gradient = gradient.astype(jnp.float32)
+  a_out, a_vjp = jax.vjp(first, a)
+  b_out, b_vjp = jax.vjp(second, b)
+  (d_a,), (d_b,) = a_vjp(gradient * b_out), b_vjp(gradient * a_out)
+  return d_a.astype(saved[0].dtype), d_b.astype(saved[1].dtype)
+
+
+_gate.defvjp(_gate_forward, _gate_backward)
