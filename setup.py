@@ -35,6 +35,14 @@ setuptools.setup(
       "ruff==0.17.6",
     ],
     # T5X itself is installed from its repository: see docs/t5x.md.
-    "t5x": ["gin-config==0.5.0", "fiddle==0.3.1", "cached_property==2.0.1"],
+    "t5x": [
+      "gin-config==0.5.0",
+      "fiddle==0.3.1",
+      "cached_property==2.0.1",
+      "chex==0.1.92",
+      "jax<0.11",
+    ],
+    # Only to compare with: importing and exporting T5 needs neither.
+    "huggingface": ["torch==2.13.0", "transformers==5.23.0"],
   },
 )

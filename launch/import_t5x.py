@@ -7,7 +7,7 @@ r"""Takes a checkpoint that T5X trained as the run's generator.
 from absl import flags
 
 from gr_jax import stages
-from gr_jax.stages import import_t5x
+from gr_jax.stages import exchange
 from launch import app
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -19,7 +19,7 @@ def main(config: stages.RunConfig, workdir: stages.Workdir) -> None:
   """Imports the checkpoint that the flag names."""
   if not _CHECKPOINT.value:
     raise stages.InputError("Which checkpoint? Give --checkpoint=FOLDER.")
-  import_t5x.import_t5x(config, workdir, _CHECKPOINT.value)
+  exchange.import_t5x(config, workdir, _CHECKPOINT.value)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ import pathlib
 import re
 from typing import Any
 
-import flax.traverse_util
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from gr_jax.core import checks
-from gr_jax.models import EncoderDecoder, T5Config
+from gr_jax.integrations import network_shapes
+from gr_jax.models import T5Config
 
 _PREFIX = "checkpoint"
 _ITEM = "state"
@@ -59,7 +59,7 @@ def load_params(
   params = jax.tree.map(
     lambda x: np.asarray(x).astype(np.float32), restored["target"]
   )
-  check_params(params, config)
+  network_shapes.check_params(params, config)
   return step, params
 
 
@@ -96,33 +96,6 @@ def save_params(
     )
     manager.wait_until_finished()
   return path
-
-
-def check_params(params: Any, config: T5Config) -> None:
-  """Refuses parameters of another network.
-
-  Raises:
-    InputError: A parameter is missing, unknown, or of another shape.
-  """
-  token = jax.ShapeDtypeStruct((1, 2), np.int32)
-  wanted = jax.eval_shape(
-    lambda key, x: EncoderDecoder(config).init(key, x, x, deterministic=True),
-    jax.random.key(0),
-    token,
-  )["params"]
-  wanted, found = (
-    flax.traverse_util.flatten_dict(tree, sep="/") for tree in (wanted, params)
-  )
-  for name in sorted({*wanted, *found}):
-    shapes = [
-      tuple(tree[name].shape) if name in tree else None
-      for tree in (wanted, found)
-    ]
-    if shapes[0] != shapes[1]:
-      raise checks.InputError(
-        f"Parameter {name!r} has shape {shapes[1]} in the checkpoint, "
-        f"{shapes[0]} in the network; use the config it was trained with."
-      )
 
 
 def _find(path: pathlib.Path) -> tuple[pathlib.Path, int]:

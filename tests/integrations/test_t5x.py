@@ -15,7 +15,7 @@ from configs import quickstart
 from gr_jax import stages
 from gr_jax.core import checks
 from gr_jax.decoding import trie as trie_lib
-from gr_jax.integrations import t5x_checkpoints
+from gr_jax.integrations import network_shapes, t5x_checkpoints
 from gr_jax.models import EncoderDecoder, T5Config, shift_right
 from gr_jax.sids.vocabulary import SidVocabulary
 
@@ -126,7 +126,7 @@ def test_the_same_parameters_give_the_same_logits(t5x):
   batch = _batch(layout)
   params = _params(model, batch, scale=1.0)
   assert t5x.config_of(model.module.config) == config
-  t5x_checkpoints.check_params(params, config)
+  network_shapes.check_params(params, config)
   want = model._compute_logits(params, batch)
   got = EncoderDecoder(config).apply(
     {"params": params},
