@@ -26,6 +26,8 @@ def base() -> config_dict.ConfigDict:
   )
   c.training = dict(
     replicas=1,
+    learning_rates=(),  # one a replica; () for the optimizer's
+    dropout_rates=(),  # one a replica; () for the model's
     batch_size=256,
     num_steps=20_000,
     steps_per_dispatch=100,
@@ -50,10 +52,13 @@ def amazon2014(arg: str) -> config_dict.ConfigDict:
   """Returns the settings of the Amazon 2014 5-core sets.
 
   Args:
-    arg: "" for an accelerator, "cpu" for two CPU cores.
+    arg: "" for TIGER's shape on codes of the texts, "best" for codes of what
+      is chosen together, too, "cpu" for two CPU cores.
   """
-  if arg not in ("", "cpu"):
-    raise ValueError(f"Unknown config argument {arg!r}; use '' or 'cpu'.")
+  if arg not in ("", "best", "cpu"):
+    raise ValueError(
+      f"Unknown config argument {arg!r}; use '', 'best' or 'cpu'."
+    )
   c = base()
   c.embedding = dict(name="precomputed")
   c.training.update(
@@ -63,6 +68,9 @@ def amazon2014(arg: str) -> config_dict.ConfigDict:
     eval_every_steps=500,
     patience=6,
   )
+  if arg == "best":
+    c.embedding.name = "text_and_co_occurrence"
+    c.training.update(num_steps=5_000, patience=0)
   if arg == "cpu":
     c.task.max_history = 8
     c.model.update(

@@ -106,6 +106,15 @@ class TextAndCoOccurrence(files.Precomputed):
     return dataclasses.replace(new, vectors=vectors)
 
 
+def text_vectors(
+  embedder: object, table: EmbeddingTable
+) -> Float32[np.ndarray, "N D"]:
+  """Returns the part of the items' vectors that is text alone."""
+  if isinstance(embedder, TextAndCoOccurrence):
+    return table.vectors[:, : -embedder.co_occurrence_dim]
+  return table.vectors
+
+
 def co_occurrences(
   interactions: Interactions, split: Split, *, num_items: int, window: int
 ) -> scipy.sparse.csr_matrix:

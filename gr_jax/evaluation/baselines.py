@@ -11,6 +11,7 @@ Every baseline is a frozen dataclass whose `fit` returns a `Scorer`.
 import concurrent.futures
 import dataclasses
 import os
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -232,31 +233,85 @@ def target_ranks(
     candidates: Items that may be returned; None for all.
     description: What the progress bar says.
   """
-  place = scorer.place
   left_out = slice(0)
   if candidates is not None:
     left_out = np.flatnonzero(~candidates[scorer.by_popularity])
-  histories, targets = histories.renumber(place), place[targets]
+  places = scorer.place[targets]
   both = np.empty((2, targets.size), np.int64)
+
+  def rank(rows: np.ndarray, forms: tuple[np.ndarray, np.ndarray]) -> None:
+    for form, scores in enumerate(forms):
+      scores[:, left_out] = -np.inf
+      both[form, rows] = scorers.ranks_of(scores, places[rows])
+
+  _in_chunks(scorer, histories, rank, description)
+  return TargetRanks(nothing_removed=both[0], history_removed=both[1])
+
+
+def fused_ranks(
+  histories: Histories,
+  targets: Int[np.ndarray, "M"],
+  lists: Sequence[tuple[Int[np.ndarray, "M W"], Int[np.ndarray, "M W"]]],
+  scorer: Scorer,
+  *,
+  rank_offset: float = Fusion.rank_offset,
+  description: str = "fusing",
+) -> list[TargetRanks]:
+  """Ranks every target by a model's list fused with the counters' fusion.
+
+  An item at place r of the list gains 1 / (rank_offset + r) on what `Fusion`
+  gives it, as if the model were its fourth ranking; items that are not listed
+  gain nothing. No weight is tuned.
+
+  Args:
+    histories: Of the examples.
+    targets: The items that came next.
+    lists: For each model, its items with nothing and with the history
+      removed, best first, -1 for none. Items the scorer lacks are passed over.
+    scorer: A fitted `Fusion`.
+    rank_offset: As `Fusion`'s.
+    description: What the progress bar says.
+  """
+  place = scorer.place
+  places = place[targets]
+  ranks = np.empty((len(lists), 2, targets.size), np.int64)
+
+  def rank(rows: np.ndarray, forms: tuple[np.ndarray, np.ndarray]) -> None:
+    for form, scores in enumerate(forms):
+      for model, each in enumerate(lists):
+        listed = each[form][rows]
+        row, column = np.nonzero((listed >= 0) & (listed < place.size))
+        fused = scores.copy()
+        fused[row, place[listed[row, column]]] += 1.0 / (rank_offset + column)
+        ranks[model, form, rows] = scorers.ranks_of(fused, places[rows])
+
+  _in_chunks(scorer, histories, rank, description)
+  return [TargetRanks(*both) for both in ranks]
+
+
+def _in_chunks(
+  scorer: Scorer,
+  histories: Histories,
+  rank: Callable[[np.ndarray, tuple[np.ndarray, np.ndarray]], None],
+  description: str,
+) -> None:
+  """Calls `rank` with rows of examples and their scores, in threads."""
+  histories = histories.renumber(scorer.place)
   # Neighbors in this order share last items, hence rows of the text scorer.
   order = np.argsort(histories.last, kind="stable")
   size = max(1, _CHUNK_ELEMENTS // scorer.num_items)
 
-  def rank(rows: np.ndarray) -> int:
-    forms = scorer.ranking.both(histories.take(rows))
-    for form, scores in enumerate(forms):
-      scores[:, left_out] = -np.inf
-      both[form, rows] = scorers.ranks_of(scores, targets[rows])
+  def work(rows: np.ndarray) -> int:
+    rank(rows, scorer.ranking.both(histories.take(rows)))
     return rows.size
 
   chunks = [order[i : i + size] for i in range(0, order.size, size)]
   with (
-    progress.bar(description, total=targets.size, unit="user") as advance,
+    progress.bar(description, total=order.size, unit="user") as advance,
     concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
   ):
-    for count in pool.map(rank, chunks):
+    for count in pool.map(work, chunks):
       advance(count)
-  return TargetRanks(nothing_removed=both[0], history_removed=both[1])
 
 
 def evaluate_all(

@@ -21,6 +21,8 @@ NOTHING_REMOVED, HISTORY_REMOVED = "nothing_removed", "history_removed"
 FORMS = (NOTHING_REMOVED, HISTORY_REMOVED)
 ALL, LATER_DAY, SAME_DAY = "all", "later_day", "same_day"
 GENERATOR = "generator"
+# The generator's list as a fourth ranking of the counters' fusion.
+FUSED = "generator_and_fusion"
 # What a verdict is about.
 DECIDING = (metrics.RECALL_10, metrics.NDCG_10)
 # Prefix of half a metric's 95 % interval: over replicas, or over users where
@@ -34,6 +36,8 @@ Rows = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
 
 def label(row: str) -> str:
   """Returns how a row is called in tables."""
+  if row == FUSED:
+    return "generator + rank fusion"
   return BASELINES[row].label if row in BASELINES else row
 
 
@@ -183,4 +187,6 @@ def _lines(
     part = {k[len(start) :]: v for k, v in own.items() if k.startswith(start)}
     if part:
       lines.append((f"{GENERATOR}, {name}", part))
+  if FUSED in rows:
+    lines.append((label(FUSED), rows[FUSED][form][population]))
   return lines

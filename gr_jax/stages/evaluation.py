@@ -1,17 +1,17 @@
 """Stage 10: the trained generator beside the baselines, on the test items."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 import rich.console
-from jaxtyping import Bool, Int, Int32
+from jaxtyping import Bool, Float32, Int, Int32
 
 from gr_jax.core import artifact, processes, rng
 from gr_jax.data import Interactions, splits
 from gr_jax.decoding.trie import Trie
-from gr_jax.embeddings.table import EmbeddingTable
+from gr_jax.embeddings.co_occurrence import text_vectors
 from gr_jax.evaluation import (
   baselines,
   evaluator,
@@ -20,6 +20,7 @@ from gr_jax.evaluation import (
   shared_ids,
 )
 from gr_jax.evaluation.evaluator import Predictions
+from gr_jax.evaluation.scorers import Histories
 from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.stages import generator as generator_stage
 from gr_jax.stages import live_catalog, prepare, tries
@@ -203,11 +204,80 @@ def generator_metrics(
   return results
 
 
+def fused_metrics(
+  config: RunConfig,
+  stored: prepare.StoredDataset,
+  live: live_catalog.LiveCatalog,
+  text: Float32[np.ndarray, "N D"],
+  split: splits.Split,
+  predictions: Sequence[Mapping[str, Predictions]],
+  populations: Mapping[str, Bool[np.ndarray, "U"]],
+) -> list[dict[str, dict[str, dict[str, float]]]]:
+  """Returns the metrics of each replica's lists fused with the counters.
+
+  Of items that share an ID one is drawn.
+
+  Args:
+    config: The run's settings.
+    stored: The data set.
+    live: The semantic IDs.
+    text: Vectors of the items' texts.
+    split: Whose test examples were decoded.
+    predictions: For each replica, the lists of each of the report's forms.
+    populations: Which users to average over, by name.
+  """
+  denied = denied_items(stored.interactions, split.test)
+  buckets = shared_ids.Buckets.create(live.sids, live.recommendable)
+  lists = []
+  for replica, forms in enumerate(predictions):
+    draw = rng.numpy_generator(
+      jax.random.key(config.seed + replica), "fused_random_item"
+    )
+    lists.append(
+      tuple(
+        buckets.sample(forms[form].item_index, draw, denied[form])
+        if live.sids.shares_ids
+        else forms[form].item_index
+        for form in report.FORMS
+      )
+    )
+  scorer = baselines.Fusion().fit(
+    stored.interactions,
+    split,
+    num_items=stored.catalog.num_items,
+    vectors=text,
+  )
+  ranked = baselines.fused_ranks(
+    Histories.create(stored.interactions, split.test),
+    evaluator.targets(stored.interactions, split.test),
+    lists,
+    scorer,
+  )
+  width = config.decoding.beam_width
+  rows = []
+  for ranks in ranked:
+    row = {}
+    for form in report.FORMS:
+      values = metrics.per_user(getattr(ranks, form), list_size=width)
+      row[form] = {
+        name: {key: float(value[mask].mean()) for key, value in values.items()}
+        | {
+          report.INTERVAL + key: metrics.user_interval(
+            values[key][mask]
+          ).half_width
+          for key in report.DECIDING
+        }
+        for name, mask in populations.items()
+      }
+    rows.append(row)
+  return rows
+
+
 def baseline_ranks(
   workdir: Workdir,
   stored: prepare.StoredDataset,
   embeddings: artifact.Artifact,
-  table: EmbeddingTable,
+  text: Float32[np.ndarray, "N D"],
   split: splits.Split,
 ) -> dict[str, baselines.TargetRanks]:
   """Ranks the test items by every baseline, unless done before."""
@@ -224,7 +294,7 @@ def baseline_ranks(
     split,
     split.test,
     num_items=stored.catalog.num_items,
-    vectors=table.vectors,
+    vectors=text,
   )
   arrays = {}
   for name, ranks in ranked.items():
@@ -270,7 +340,12 @@ def measure(config: RunConfig, workdir: Workdir) -> report.Rows:
   ]
   rows = report.over_replicas(report.GENERATOR, replicas)
   width = config.decoding.beam_width
-  ranked = baseline_ranks(workdir, stored, embeddings, table, split)
+  text = text_vectors(config.embedding, table)
+  rows |= report.over_replicas(
+    report.FUSED,
+    fused_metrics(config, stored, live, text, split, predictions, populations),
+  )
+  ranked = baseline_ranks(workdir, stored, embeddings, text, split)
   for name, ranks in ranked.items():
     rows[name] = {
       form: {

@@ -24,6 +24,7 @@ from jaxtyping import Bool
 from gr_jax.core import checks, processes, rng
 from gr_jax.data import Dataset, splits
 from gr_jax.data.readers import folder
+from gr_jax.embeddings.co_occurrence import text_vectors
 from gr_jax.evaluation import baselines, evaluator, metrics, report
 from gr_jax.evaluation.scorers import Histories
 from gr_jax.stages import (
@@ -228,7 +229,14 @@ def _measure(
     interactions,
     split,
     num_items=live.items.num_items,
-    vectors=np.concatenate([table.vectors, live.new_vectors]),
+    vectors=text_vectors(
+      config.embedding,
+      dataclasses.replace(
+        table,
+        item_ids=live.items.item_ids,
+        vectors=np.concatenate([table.vectors, live.new_vectors]),
+      ),
+    ),
   )
   histories = Histories.create(interactions, examples)
   rows = {}

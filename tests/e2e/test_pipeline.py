@@ -54,6 +54,7 @@ def test_the_report_has_every_row_form_and_population(finished):
   rows = _report(finished)
   assert set(rows) == {
     "generator", "popularity", "item_knn", "markov", "text_neighbors", "fusion",
+    "generator_and_fusion",
   }  # fmt: skip
   for row in rows.values():
     assert set(row) == {"nothing_removed", "history_removed"}
@@ -63,7 +64,9 @@ def test_the_report_has_every_row_form_and_population(finished):
   own = rows["generator"]["nothing_removed"]["all"]
   assert own["invalid_rate"] == 0
   assert own["sid_level/recall@10"] >= own["recall@10"]
-  assert "generator, SID level" in (finished.root / "report.md").read_text()
+  text = (finished.root / "report.md").read_text()
+  assert "generator, SID level" in text
+  assert "generator + rank fusion" in text
 
 
 def test_a_second_run_makes_nothing_anew(workdir, caplog):

@@ -95,3 +95,13 @@ def test_refusals(dataset, key):
     TextAndCoOccurrence(co_occurrence_dim=9).embed(dataset, key=key)
   with pytest.raises(InputError, match="window of 1 or more"):
     TextAndCoOccurrence(window=0)
+
+
+def test_baselines_see_the_text_alone(dataset, key):
+  config = TextAndCoOccurrence(co_occurrence_dim=3)
+  table = config.embed(dataset, key=key)
+  text = super(TextAndCoOccurrence, config).embed(dataset, key=key)
+  np.testing.assert_array_equal(
+    co_occurrence.text_vectors(config, table), text.vectors
+  )
+  assert co_occurrence.text_vectors(None, text) is text.vectors

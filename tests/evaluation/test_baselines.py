@@ -254,6 +254,43 @@ def test_fusion_adds_the_reciprocal_ranks_of_its_parts(seed):
   np.testing.assert_allclose(fused.score(histories), want, rtol=1e-9)
 
 
+def test_a_list_is_fused_as_a_fourth_ranking():
+  interactions, vectors = _random(0)
+  split = splits.leave_one_out(interactions)
+  num_items = vectors.shape[0]
+  histories = scorers.Histories.create(interactions, split.test)
+  targets = interactions.items[split.test.target_position]
+  scorer = baselines.Fusion().fit(
+    interactions, split, num_items=num_items, vectors=vectors
+  )
+  draw = np.random.default_rng(1)
+  lists = []
+  for _ in range(2):
+    both = [
+      np.stack([draw.permutation(num_items)[:7] for _ in targets])
+      for _ in range(2)
+    ]
+    both[1][:, 5:] = -1  # places without an item
+    both[0][:, 6] = num_items + 3  # an item that came later
+    lists.append(tuple(both))
+  found = baselines.fused_ranks(histories, targets, lists, scorer)
+  place = scorer.place
+  for model, ranks in zip(lists, found, strict=True):
+    for form, name in enumerate(("nothing_removed", "history_removed")):
+      scores = scorer.score(histories, remove_history=bool(form))
+      want = []
+      for user, target in enumerate(targets):
+        for rank, item in enumerate(model[form][user]):
+          if 0 <= item < num_items:
+            scores[user, item] += 1 / (60 + rank)
+        row = scores[user]
+        ahead = (row > row[target]) | (
+          (row == row[target]) & (place < place[target])
+        )
+        want.append(-1 if np.isneginf(row[target]) else ahead.sum())
+      np.testing.assert_array_equal(getattr(ranks, name), want)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_fast_ranks_equal_sorting_the_scores(seed):
   interactions, vectors = _random(seed)
