@@ -33,6 +33,9 @@ setuptools.setup(
       "pytest-xdist==3.8.0",
       "beartype==0.23.1",
       "ruff==0.17.6",
+      # Independent implementations that tests compare with.
+      "faiss-cpu==1.15.1",
+      "POT==0.9.7.post1",
     ],
     # T5X itself is installed from its repository: see docs/t5x.md.
     "t5x": [

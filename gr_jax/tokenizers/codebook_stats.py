@@ -21,14 +21,28 @@ def code_counts(
   return np.bincount(codes, minlength=num_codes)
 
 
-def utilization(counts: Int[np.ndarray, " K"]) -> float:
-  """Share of codes that some item has."""
-  return float(np.mean(counts > 0))
+def used_counts(codes: Int[np.ndarray, " N"]) -> Int[np.ndarray, " used"]:
+  """Counts the items of every code in use: for levels of very many codes."""
+  return np.unique(codes, return_counts=True)[1]
 
 
-def dead_codes(counts: Int[np.ndarray, " K"]) -> int:
-  """Number of codes that no item has."""
-  return int(np.sum(counts == 0))
+def utilization(
+  counts: Int[np.ndarray, " K"], num_codes: int | None = None
+) -> float:
+  """Share of codes that some item has.
+
+  Args:
+    counts: Items per code.
+    num_codes: K, when `counts` leaves out codes that no item has.
+  """
+  return float(np.sum(counts > 0) / (num_codes or counts.size))
+
+
+def dead_codes(
+  counts: Int[np.ndarray, " K"], num_codes: int | None = None
+) -> int:
+  """Number of codes that no item has; arguments as for `utilization`."""
+  return int((num_codes or counts.size) - np.sum(counts > 0))
 
 
 def entropy(counts: Int[np.ndarray, " K"]) -> float:
@@ -51,15 +65,19 @@ def lorenz_curve(counts: Int[np.ndarray, " K"]) -> Float[np.ndarray, " K"]:
   return np.cumsum(np.sort(counts)) / max(1, counts.sum())
 
 
-def gini(counts: Int[np.ndarray, " K"]) -> float:
+def gini(counts: Int[np.ndarray, " K"], num_codes: int | None = None) -> float:
   """Gini coefficient of items per code (or per ID).
 
   G = 2 / K * sum_i (i / K - L(i)), with L the Lorenz curve of the ascending
   counts: 0 when all are equal, (K - 1) / K when one holds everything.
+
+  Args:
+    counts: Items per code.
+    num_codes: K, when `counts` leaves out codes that no item has; there L(i)
+      is 0.
   """
-  n = counts.size
-  share = np.arange(1, n + 1) / n
-  return float(2.0 / n * np.sum(share - lorenz_curve(counts)))
+  n = num_codes or counts.size
+  return float(2.0 / n * ((n + 1) / 2 - np.sum(lorenz_curve(counts))))
 
 
 def top_share(counts: Int[np.ndarray, " K"]) -> float:
@@ -101,6 +119,13 @@ def bucket_sizes(codes: Int[np.ndarray, "N L"]) -> dict[int, int]:
   return {int(s): int(n) for s, n in zip(sizes, ids, strict=True)}
 
 
+def _counts_std(counts: np.ndarray, num_codes: int) -> float:
+  """Standard deviation of items per code, codes without items included."""
+  mean = counts.sum() / num_codes
+  squares = np.sum(np.square(counts.astype(np.float64)))
+  return float(np.sqrt(max(0.0, squares / num_codes - mean**2)))
+
+
 def level_statistics(
   codes: Int[np.ndarray, "N L"], codebook_sizes: Sequence[int]
 ) -> list[dict[str, float | int]]:
@@ -119,18 +144,18 @@ def level_statistics(
   levels = []
   possible = 1
   for level, size in enumerate(codebook_sizes):
-    counts = code_counts(codes[:, level], size)
+    counts = used_counts(codes[:, level])
     possible *= size
     paths = path_counts(codes[:, : level + 1]).size
     levels.append(
       {
         "num_codes": size,
-        "utilization": utilization(counts),
-        "dead_codes": dead_codes(counts),
+        "utilization": utilization(counts, size),
+        "dead_codes": dead_codes(counts, size),
         "entropy": entropy(counts),
         "perplexity": perplexity(counts),
-        "gini": gini(counts),
-        "counts_std": float(counts.std()),
+        "gini": gini(counts, size),
+        "counts_std": _counts_std(counts, size),
         "top_share": top_share(counts),
         "distinct_paths": paths,
         "path_share": paths / possible,

@@ -22,6 +22,9 @@ from gr_jax.tokenizers import (
   rqvae,
 )
 
+# Values a token beyond which no usage is counted while training.
+_MOST_COUNTED = 1 << 22
+
 
 def digits_to_code(
   digits: Int32[Array, "*batch F"], levels: Sequence[int]
@@ -190,13 +193,15 @@ class FSQ(gradient_fit.GradientOptions):
   def check(self, params, extra, x, *, key, revive):
     """Implements `gradient_fit.Program`: usage of the whole catalog."""
     del key, revive
+    none = jnp.zeros((self.num_tokens,), jnp.int32)
+    if max(self.codebook_sizes) > _MOST_COUNTED:
+      return params, extra, codebook_training.CatalogCheck((), none)
     network = self.network(x.shape[1], training=True)
     counts = codebook_training.count_codes(
       functools.partial(network.apply, {"params": params}, method="encode"),
       x,
       self.codebook_sizes,
     )
-    none = jnp.zeros((self.num_tokens,), jnp.int32)
     return params, extra, codebook_training.CatalogCheck(counts, none)
 
   def fit(

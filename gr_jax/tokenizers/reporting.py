@@ -36,8 +36,8 @@ def alarms(
         f"Level {level}: {num_rows} items for {size} codes, "
         f"{num_rows / size:.1f} each; {_MIN_ROWS_PER_CODE} or more are advised."
       )
-    counts = codebook_stats.code_counts(codes[:, level], size)
-    dead = codebook_stats.dead_codes(counts)
+    counts = codebook_stats.used_counts(codes[:, level])
+    dead = codebook_stats.dead_codes(counts, size)
     if learned and dead:
       lines.append(f"Level {level}: {dead} of {size} codes are never used.")
     if codebook_stats.top_share(counts) > max(0.5, 2.0 / size):

@@ -96,3 +96,16 @@ def test_hit_rate_agrees_with_sorting_and_chunks_do_not_matter():
       vectors, queries, targets, at=(5,), chunk_size=chunk_size
     )
     assert rate["hit_rate@5"] == pytest.approx(hits / len(queries))
+
+
+def test_unused_codes_need_not_be_listed():
+  codes = np.array([0, 0, 2, 2, 2, 2, 3, 3])
+  dense, used = stats.code_counts(codes, 9), stats.used_counts(codes)
+  assert stats.gini(used, 9) == pytest.approx(stats.gini(dense))
+  assert stats.utilization(used, 9) == stats.utilization(dense)
+  assert stats.dead_codes(used, 9) == stats.dead_codes(dense) == 6
+  # A level of 2^31 - 1 codes is described without listing them.
+  level = stats.level_statistics(codes[:, None], (2**31 - 1,))[0]
+  assert level["dead_codes"] == 2**31 - 4
+  level = stats.level_statistics(codes[:, None], (9,))[0]
+  assert level["counts_std"] == pytest.approx(dense.std())
