@@ -1,7 +1,7 @@
 """Squared distances and nearest codes: the only place a code is chosen.
 
 Whatever ends in an argmin is computed in float32 with matmuls of the highest
-precision, so that an item's codes do not depend on the hardware.
+precision by default, so that an item's codes do not depend on the hardware.
 """
 
 from typing import no_type_check
@@ -12,6 +12,8 @@ import numpy as np
 from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int32
+
+from gr_jax.core.precision import row_dots
 
 # Elements of one [chunk, K] block of distances: 16 MB of float32.
 _BLOCK_ELEMENTS = 1 << 22
@@ -56,6 +58,7 @@ def nearest(
   *,
   chunk_size: int | None = None,
   centered: bool = True,
+  precision: str = "float32",
 ) -> Nearest:
   """Finds the nearest code of every row and the squared distance to it.
 
@@ -66,6 +69,8 @@ def nearest(
       default as many as make 16 MB.
     centered: As for `squared_distances`. The shift costs two small kernels,
       which training on latents around zero can spare.
+    precision: Of the dot products, static; see `core.precision`. Anything
+      but float32 changes some codes.
 
   Returns:
     Codes (ties to the lowest) and squared distances.
@@ -77,7 +82,7 @@ def nearest(
 
   def block(rows: jax.Array) -> Nearest:
     rows, codes = _operands(rows, codebook, centered)
-    scores = _scores(rows, codes)  # [chunk, K]
+    scores = _scores(rows, codes, precision)  # [chunk, K]
     best = jnp.min(scores, axis=-1, keepdims=True)  # [chunk, 1]
     return Nearest(
       codes=jnp.argmin(scores, axis=-1).astype(jnp.int32),  # [chunk]
@@ -134,13 +139,15 @@ def _operands(
   return x - shift, codebook - shift
 
 
-def _scores(x: jax.Array, codebook: jax.Array) -> jax.Array:
+def _scores(
+  x: jax.Array, codebook: jax.Array, precision: str = "float32"
+) -> jax.Array:
   """|e|^2 - 2 x.e, [N, K]: what decides the argmin.
 
   |x|^2 is the same for all codes of a row and must not round away the
   difference between them.
   """
-  dots = jnp.matmul(x, codebook.T, precision=lax.Precision.HIGHEST)  # [N, K]
+  dots = row_dots(x, codebook, precision)  # [N, K]
   return jnp.sum(jnp.square(codebook), axis=-1)[None, :] - 2.0 * dots
 
 

@@ -1,8 +1,9 @@
 """Balanced residual k-means: every code of a level holds as many items.
 
-`balanced_assign` is the whole of Algorithm 1's inner loop. It selects instead
-of sorting: the w-th smallest distance among free items is found by counting,
-four bits of the float at a time, and ties are settled by item index.
+`balanced_assign` is the whole of Algorithm 1's inner loop. It never sorts the
+items: few of them are enough for clusters to choose in windows
+(`serial_choice`), and for one cluster the w-th smallest distance is found by
+counting (`select`).
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.core import checks, nearest, progress
-from gr_jax.tokenizers import base, kmeans, reporting
+from gr_jax.tokenizers import base, kmeans, reporting, select, serial_choice
 from gr_jax.tokenizers.residual_kmeans import (
   CodebooksState,
   abstract_codebooks,
@@ -29,9 +30,8 @@ from gr_jax.tokenizers.residual_kmeans import (
 )
 
 ORDERS = ("given", "random", "demand")
-_BLOCK = 64  # centers whose distances to all items are held at once
-_DIGIT_BITS = 4
-_TAKEN = np.int32(2**31 - 1)  # above the bits of every finite distance
+_FEW_ROWS = 4096
+_ROWS_PER_STAGE = 1 << 14
 
 
 def capacities(num_rows: int, num_codes: int) -> np.ndarray:
@@ -48,84 +48,62 @@ def capacities(num_rows: int, num_codes: int) -> np.ndarray:
   return np.full(num_codes, share, np.int32) + (np.arange(num_codes) < rest)
 
 
-def _take_smallest(bits: jax.Array, count: jax.Array) -> jax.Array:
-  """Marks the `count` smallest of int32 >= 0, ties by lowest index.
-
-  Finds the count-th smallest value digit by digit: of the values that share
-  the digits found so far, count those below each of 15 next digits.
-  """
-  digits = 1 << _DIGIT_BITS
-
-  def body(step: jax.Array, carry):
-    prefix, below = carry  # the value's high digits; items surely below it
-    shift = 32 - _DIGIT_BITS * (step + 1)
-    # The top digit never sets the sign bit: distances are not negative.
-    tries = prefix + (jnp.arange(1, digits, dtype=jnp.uint32) << shift)
-    smaller = jnp.sum(
-      bits.astype(jnp.uint32)[None, :] < tries[:, None], axis=1
-    )  # [15], items below each candidate
-    digit = jnp.sum(smaller < count).astype(jnp.uint32)
-    known = jnp.where(digit > 0, smaller[digit - 1], below)
-    return prefix + (digit << shift), known
-
-  value, below = lax.fori_loop(
-    0, 32 // _DIGIT_BITS, body, (jnp.uint32(0), jnp.int32(0))
-  )
-  value = value.astype(jnp.int32)
-  ties = bits == value
-  turn = jnp.cumsum(ties)  # [N]
-  return (bits < value) | (ties & (turn <= count - below))
-
-
-@jax.jit
-def balanced_assign(
+def assign_by_counting(
   x: Float[Array, "N D"],
   centers: Float[Array, "K D"],
   counts: Int32[Array, " K"],
   order: Int32[Array, " K"],
 ) -> Int32[Array, " N"]:
+  """Lets every cluster select among all free items; see `balanced_assign`.
+
+  Selection by counting, one cluster after the other: the plain form of
+  Algorithm 1, with nothing to tune.
+  """
+
+  def one_cluster(codes: jax.Array, cluster: jax.Array):
+    distance = jnp.sum(jnp.square(x - centers[cluster][None, :]), axis=-1)
+    # The bits of non-negative floats are in the order of the floats.
+    bits = lax.bitcast_convert_type(distance, jnp.int32)
+    bits = jnp.where(codes < 0, bits, select.NEVER)
+    taken = select.take_smallest(bits, counts[cluster]) & (codes < 0)
+    return jnp.where(taken, cluster, codes), None
+
+  return lax.scan(one_cluster, jnp.full(x.shape[:1], -1, jnp.int32), order)[0]
+
+
+@functools.partial(jax.jit, static_argnames="windows")
+def balanced_assign(
+  x: Float[Array, "N D"],
+  centers: Float[Array, "K D"],
+  counts: Int32[Array, " K"],
+  order: Int32[Array, " K"],
+  *,
+  windows: serial_choice.Windows | None = None,
+) -> Int32[Array, " N"]:
   """Gives every cluster, in turn, its nearest items that are still free.
 
   One pass of Algorithm 1 (OneRec, arXiv:2502.18965): cluster k takes the
-  counts[k] nearest unassigned items, ties by lowest item index. Distances come
-  in blocks of 64 centers, so memory is N x 64, never N x K.
+  counts[k] nearest unassigned items, ties by lowest item index. Distances are
+  float32 sums of (x - c)^2, and no [N, K] array exists.
 
   Args:
     x: Rows.
     centers: Centers at the start of the pass; none moves within it.
-    counts: Items each cluster takes; they sum to N.
+    counts: Items each cluster takes, as `capacities` gives them.
     order: Cluster whose turn it is, a permutation of 0..K-1.
+    windows: How clusters choose together, static; changes time alone. By
+      default they do from 4096 rows on.
 
   Returns:
     The cluster of every row.
   """
-  num_rows, num_codes = x.shape[0], centers.shape[0]
-  block = min(_BLOCK, num_codes)
-  num_blocks = -(-num_codes // block)
-  padding = num_blocks * block - num_codes
-  # Clusters that only fill the last block up take no item.
-  order = jnp.pad(order, (0, padding))
-  takes = jnp.where(
-    jnp.arange(num_blocks * block) < num_codes, counts[order], 0
-  ).astype(jnp.int32)
-
-  def one_block(codes: jax.Array, turn):
-    clusters, wanted = turn  # [block]
-    # Distances are exact when x and centers are small integers, which lets
-    # tests compare with a sort: no shift by the centers' mean here.
-    distances = nearest.squared_distances(x, centers[clusters], centered=False)
-    bits = lax.bitcast_convert_type(distances, jnp.int32)  # order-preserving
-
-    def one_cluster(codes: jax.Array, j: jax.Array):
-      free = jnp.where(codes < 0, bits[:, j], _TAKEN)
-      taken = _take_smallest(free, wanted[j]) & (codes < 0)
-      return jnp.where(taken, clusters[j], codes), None
-
-    return lax.scan(one_cluster, codes, jnp.arange(block))[0], None
-
-  codes = jnp.full((num_rows,), -1, jnp.int32)
-  turns = (order.reshape(-1, block), takes.reshape(-1, block))
-  return lax.scan(one_block, codes, turns)[0]
+  if windows is None:
+    if x.shape[0] < _FEW_ROWS:
+      return assign_by_counting(x, centers, counts, order)
+    # Every stage is compiled anew: few rows are not worth it.
+    stages = min(4, 1 + x.shape[0] // _ROWS_PER_STAGE)
+    windows = serial_choice.Windows(stages=stages)
+  return serial_choice.choose(x, centers, counts, order, windows=windows).codes
 
 
 @no_type_check  # leaves may be shapes, or anything in a tree.map
@@ -139,7 +117,7 @@ class BalancedFit:
   num_iters: jax.Array  # int32 []
 
 
-@functools.partial(jax.jit, static_argnames=("max_iters", "order"))
+@functools.partial(jax.jit, static_argnames=("max_iters", "order", "windows"))
 def fit(
   x: Float[Array, "N D"],
   centers: Float[Array, "K D"],
@@ -147,6 +125,7 @@ def fit(
   key: jax.Array,
   max_iters: int,
   order: str = "given",
+  windows: serial_choice.Windows | None = None,
 ) -> BalancedFit:
   """Repeats Algorithm 1 until no item changes its cluster.
 
@@ -157,6 +136,7 @@ def fit(
     max_iters: Most passes, static.
     order: Whose turn is first: "given" by cluster number, "random" anew in
       every pass, "demand" by how many items are nearest to it, most first.
+    windows: As for `balanced_assign`, static.
 
   Returns:
     Codes of the last pass and the means of its clusters; the inertia of a
@@ -182,7 +162,7 @@ def fit(
   def body(carry):
     found, _ = carry
     whose = turns(found.codebook, found.num_iters)
-    codes = balanced_assign(x, found.codebook, counts, whose)
+    codes = balanced_assign(x, found.codebook, counts, whose, windows=windows)
     inertia = jnp.sum(jnp.square(x - found.codebook[codes]))
     sums = kmeans.sum_by_code(codes, x, num_codes)
     after = BalancedFit(

@@ -1,0 +1,590 @@
+"""Algorithm 1's pass by windows of clusters: exact, parallel, no sort of items.
+
+Clusters that take their nearest free items in turn are a serial dictatorship:
+whoever comes first chooses first. A window of clusters can choose together.
+Each lists more of its nearest free items than it will take; then every cluster
+takes the first of its list that no earlier one holds, again and again, until
+nothing changes. The fixed point is the result of choosing in turn.
+
+How it stays exact:
+- A list holds every free item within a radius: a fast low-precision matmul
+  gives a lower bound of each distance, and what the bound lets in is measured
+  again in float32, as sum (x - c)^2.
+- A cluster that finds its items within its list is done; the clusters of a
+  window up to the first that does not are, too, since none depends on a later
+  one. The next window starts at that one.
+- When even the first cluster's list was too short, it selects among all items
+  by counting (`select.take_smallest`).
+"""
+
+import dataclasses
+import functools
+from typing import no_type_check
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int32
+
+from gr_jax.core import checks, precision
+from gr_jax.tokenizers import select
+
+_FAR = np.float32(1e38)  # beyond every squared distance
+_WORD = 32  # items a mask word holds
+_GROUP = 8  # mask words counted together
+_NORM_PARTS = 3  # bfloat16 numbers whose sum is a float32
+_MATMUL_ELEMENTS = 5 << 28  # of one [clusters, N] matmul: 5 GB
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+  """How a pass is cut up; any values give the same codes.
+
+  `reach` and `sample` trade long lists against windows that end early.
+  """
+
+  window: int = 32  # clusters that choose together
+  matmul: int = 128  # most clusters whose scores are held at once
+  reach: float = 1.0  # list length, in shares: 1 for a window's first, + reach
+  sample: int = 32  # sampled items a share, which the radii come from
+  stages: int = 4  # times that taken items are dropped from the arrays
+  precision: str = "auto"  # of the matmul: tfloat32 on GPU, bfloat16 on TPU
+
+  def __post_init__(self):
+    """Refuses impossible options."""
+    checks.check_known(
+      self.precision, ("auto", *precision.PRECISIONS), "precision"
+    )
+    if not 1 <= self.window <= 256 or self.matmul < self.window:
+      raise checks.InputError(
+        "Want 1 <= window <= 256 and matmul >= window; got "
+        f"{self.window=}, {self.matmul=}."
+      )
+    if self.reach < 0 or self.sample < 1 or self.stages < 1:
+      raise checks.InputError(
+        "Want reach >= 0, sample >= 1 and stages >= 1; got "
+        f"{self.reach=}, {self.sample=}, {self.stages=}."
+      )
+
+
+@no_type_check  # leaves may be shapes, or anything in a tree.map
+@struct.dataclass
+class Choice:
+  """What a pass chose, and how hard it was."""
+
+  codes: jax.Array  # int32 [N]
+  num_windows: jax.Array  # int32 []
+  num_rounds: jax.Array  # int32 [], summed over windows
+  num_slow: jax.Array  # int32 [], clusters that selected among all items
+
+
+@functools.partial(jax.jit, static_argnames=("windows", "axis"))
+def choose(
+  x: Float[Array, "N D"],
+  centers: Float[Array, "K D"],
+  counts: Int32[Array, " K"],
+  order: Int32[Array, " K"],
+  *,
+  windows: Windows,
+  axis: str | None = None,
+) -> Choice:
+  """Gives every cluster, in turn, its nearest items that are still free.
+
+  One pass of Algorithm 1 (OneRec, arXiv:2502.18965), ties by lowest item
+  index. Memory is N x `matmul`, never N x K.
+
+  Args:
+    x: Rows; under `shard_map` over `axis`, this device's. A row of NaN is
+      nobody's: it pads the last device.
+    centers: Centers at the start of the pass; none moves within it.
+    counts: Items each cluster takes; they sum to the rows there are, and
+      differ by at most one.
+    order: Cluster whose turn it is, a permutation of 0..K-1.
+    windows: How to cut the pass up, static.
+    axis: Mesh axis that `x` is split over, static.
+
+  Returns:
+    The cluster of every row; rows that pad have -1.
+  """
+  here = _Here(axis, x.shape[0])
+  num_codes = centers.shape[0]
+  share = -(-here.num_rows // num_codes)  # most a cluster takes
+  shift = here.sum(jnp.nansum(x, axis=0)) / here.num_rows  # [D]
+  block = _matmul_size(windows, x.shape[0], num_codes)
+  num_blocks = -(-num_codes // block)
+  padding = num_blocks * block - num_codes
+  order = jnp.pad(order, (0, padding)).reshape(num_blocks, block)
+  wanted = jnp.where(
+    jnp.arange(num_blocks * block).reshape(num_blocks, block) < num_codes,
+    counts[order],
+    0,
+  ).astype(jnp.int32)
+  # Free items can be counted ahead on one device; on many, each may keep all.
+  stages = 1 if axis else min(windows.stages, num_blocks)
+  bounds = [num_blocks * s // stages for s in range(stages + 1)]
+  codes = jnp.full((x.shape[0],), -1, jnp.int32)
+  stats = jnp.zeros((3,), jnp.int32)
+  ids = None  # rows that are left, in order; None: all
+  for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+    stage = _Stage(x, ids, shift, share, windows, here)
+    body = functools.partial(_choose_block, stage, centers)
+    carry = (jnp.full((stage.num_rows,), -1, jnp.int32), stats)
+    (found, stats), _ = lax.scan(
+      body, carry, (order[first:last], wanted[first:last])
+    )
+    if ids is None:
+      codes = found[: x.shape[0]]
+    else:
+      codes = codes.at[ids].set(found[: ids.shape[0]], mode="drop")
+    if last < num_blocks:
+      taken = last * block * (here.num_rows // num_codes)  # at the least
+      ids = jnp.nonzero(
+        codes < 0, size=here.num_rows - taken, fill_value=x.shape[0]
+      )[0].astype(jnp.int32)
+  return Choice(codes, stats[0], stats[1], stats[2])
+
+
+class _Here:
+  """This device's place among those that share the rows."""
+
+  def __init__(self, axis: str | None, num_rows: int):
+    self.axis = axis
+    self.num_devices = lax.axis_size(axis) if axis else 1
+    self.num_rows = num_rows * self.num_devices
+    self.index = lax.axis_index(axis) if axis else 0
+
+  def sum(self, x: jax.Array) -> jax.Array:
+    return lax.psum(x, self.axis) if self.axis else x
+
+  def gather(self, x: jax.Array) -> jax.Array:
+    """[...] of every device as [P, ...]."""
+    return lax.all_gather(x, self.axis) if self.axis else x[None]
+
+
+def _matmul_size(windows: Windows, num_rows: int, num_codes: int) -> int:
+  """Clusters a matmul: a multiple of the window, as memory and K allow."""
+  most = min(windows.matmul, _MATMUL_ELEMENTS // num_rows, num_codes)
+  window = min(windows.window, num_codes)
+  return max(1, most // window) * window
+
+
+class _Stage:
+  """The rows of one stage as the matmul and the samples want them."""
+
+  def __init__(self, x, ids, shift, share, windows, here):
+    self.x, self.ids, self.shift = x, ids, shift
+    self.share, self.windows, self.here = share, windows, here
+    count = x.shape[0] if ids is None else ids.shape[0]
+    unit = _WORD * _GROUP
+    self.num_rows = -(-count // unit) * unit
+    self.stride = max(1, share // windows.sample)
+    rows = x if ids is None else x.at[ids].get(mode="fill", fill_value=jnp.nan)
+    rows = jnp.pad(
+      rows, ((0, self.num_rows - count), (0, 0)), constant_values=jnp.nan
+    )
+    rows = rows.astype(jnp.float32) - shift[None, :]
+    # Rows of NaN pad: an infinite norm keeps them out of every list.
+    norms = jnp.sum(jnp.square(rows), axis=-1)  # [n]
+    norms = jnp.where(jnp.isnan(norms), jnp.inf, norms)
+    rows = jnp.where(jnp.isnan(rows), 0.0, rows)
+    self.sample = rows[:: self.stride]  # [n / stride, D]
+    self.sample_norms = norms[:: self.stride]
+    self.left = _item_side(rows, norms)
+
+  def rows_at(self, local: jax.Array) -> jax.Array:
+    """Rows of the data as given; local indices past the end give any row."""
+    if self.ids is not None:
+      local = self.ids.at[local].get(mode="clip")
+    return self.x.at[local].get(mode="clip")
+
+
+def _slack(width: int) -> float:
+  """Bounds the relative rounding of a float32 sum of `width` products."""
+  return (width + 16) * 2.0**-22
+
+
+def _item_side(rows: jax.Array, norms: jax.Array) -> jax.Array:
+  """Rows [n, D] with columns that turn a dot product into a lower bound.
+
+  Columns: the norm in three parts that bfloat16 holds exactly, rounded down
+  together, and the length rounded up; zeros make the width a multiple of 8.
+  """
+  low = norms * (1.0 - _slack(rows.shape[1]))
+  columns = []
+  for _ in range(_NORM_PARTS):
+    part = lax.reduce_precision(low, 8, 7)
+    columns.append(part)
+    low = jnp.where(jnp.isinf(part), 0.0, low - part)
+  length = jnp.sqrt(jnp.where(jnp.isinf(norms), 0.0, norms))
+  columns.append(lax.reduce_precision(length * (1 + 2.0**-7), 8, 7))
+  columns += [jnp.zeros_like(low)] * (-(rows.shape[1] + len(columns)) % 8)
+  return jnp.concatenate([rows, jnp.stack(columns, axis=1)], axis=1)
+
+
+def _center_side(centers: jax.Array, rounding: float, width: int) -> jax.Array:
+  """Shifted centers [M, D] with the columns that match `_item_side`."""
+  length = jnp.sqrt(jnp.sum(jnp.square(centers), axis=-1))  # [M]
+  error = 2.0 * (rounding + _slack(centers.shape[1])) * length
+  error = lax.reduce_precision(error * (1 + 2.0**-7), 8, 7)
+  ones = jnp.ones_like(error)
+  columns = [ones] * _NORM_PARTS + [-error]
+  columns += [jnp.zeros_like(error)] * (width - centers.shape[1] - len(columns))
+  return jnp.concatenate([-2.0 * centers, jnp.stack(columns, axis=1)], axis=1)
+
+
+def _scores(left: jax.Array, centers: jax.Array, how: str) -> jax.Array:
+  """Lower bounds of |x - c|^2 - |c|^2, float32 [M, n].
+
+  Of a product of two numbers rounded to u, the error is at most 2u + u^2 of
+  it; by Cauchy-Schwarz the sum's is that share of |x| |c|.
+  """
+
+  def at(how, left, centers):
+    unit = precision.unit(how)
+    right = _center_side(centers, 2 * unit + unit**2, left.shape[1])
+    return precision.row_dots(right, left, how)
+
+  if how == "auto":
+    return precision.fastest(at, left, centers)
+  return at(how, left, centers)
+
+
+def _choose_block(stage: _Stage, centers: jax.Array, carry, turn):
+  """Lets the clusters of one matmul choose, window after window."""
+  codes, stats = carry
+  clusters, wanted = turn  # [M]
+  block = clusters.shape[0]
+  window = min(stage.windows.window, block)
+  own = centers[clusters].astype(jnp.float32)  # [M, D]
+  shifted = own - stage.shift[None, :]
+  scores = _scores(stage.left, shifted, stage.windows.precision)  # [M, n]
+  norms = jnp.sum(jnp.square(shifted), axis=-1)  # [M]
+  dots = lax.dot_general(
+    shifted,
+    stage.sample,
+    (((1,), (1,)), ((), ())),
+    precision=lax.Precision.HIGHEST,
+  )  # [M, s]
+  sampled = stage.sample_norms[None, :] + norms[:, None] - 2.0 * dots
+  sampled = jnp.maximum(sampled, 0.0)
+  active = jnp.sum(wanted > 0)
+
+  def body(carry):
+    codes, holder, place, stats = carry
+    start = jnp.minimum(place, block - window)
+    cut = functools.partial(lax.dynamic_slice_in_dim, start_index=start)
+    row = start + jnp.arange(window, dtype=jnp.int32)
+    wants = jnp.where(row >= place, cut(wanted, slice_size=window), 0)
+    turns = jnp.maximum(row - place, 0)
+    slack, norm = _slack(stage.x.shape[1]), cut(norms, slice_size=window)
+    radius = _radii(stage, cut(sampled, slice_size=window), codes, turns)
+    # Samples were measured by a dot product: |x|^2 <= 2 r + 2 |c|^2 rounds.
+    radius = radius + slack * (2 * radius + 3 * norm)
+    limit = radius * (1 + slack) - norm * (1 - slack)
+    chosen = _choose_window(
+      stage,
+      cut(scores, slice_size=window),
+      cut(own, slice_size=window),
+      codes,
+      holder,
+      wants,
+      jnp.where(wants > 0, radius, -1.0),
+      jnp.where(wants > 0, limit, -jnp.inf),
+    )
+    ready = jnp.cumsum((~chosen.full).astype(jnp.int32)) == 0  # [m]
+    done = ready[:, None] & chosen.taken  # [m, c]
+    names = cut(clusters, slice_size=window)
+    codes = codes.at[jnp.where(done, chosen.local, stage.num_rows)].set(
+      jnp.broadcast_to(names[:, None], done.shape), mode="drop"
+    )
+    after = jnp.minimum(start + jnp.sum(ready), active)
+
+    def slowly(codes):
+      taken = _take_among_all(stage, codes, own[place], wanted[place])
+      return jnp.where(taken, clusters[place], codes)
+
+    stuck = after <= place
+    codes = lax.cond(stuck, slowly, lambda codes: codes, codes)
+    after = jnp.where(stuck, place + 1, after)
+    stats = stats + jnp.stack(
+      [jnp.int32(1), chosen.num_rounds, stuck.astype(jnp.int32)]
+    )
+    return codes, chosen.holder, after, stats
+
+  total = stage.num_rows * stage.here.num_devices
+  carry = (codes, jnp.zeros((total,), jnp.int32), jnp.int32(0), stats)
+  codes, _, _, stats = lax.while_loop(lambda c: c[2] < active, body, carry)
+  return (codes, stats), None
+
+
+def _radii(stage, sampled, codes, turns) -> jax.Array:
+  """A squared distance per cluster that should hold a list's length of items.
+
+  The right rank among sampled distances, plus four standard deviations. A
+  radius that is off costs time, nothing else.
+  """
+  free = codes[:: stage.stride] < 0  # [s]
+  bits = lax.bitcast_convert_type(
+    jnp.where(free[None, :], sampled, jnp.inf), jnp.int32
+  )
+  length = 1.0 + jnp.minimum(turns.astype(jnp.float32), stage.windows.reach)
+  rank = _rank(length * (stage.share / stage.stride), stage.stride == 1, jnp)
+  bits = select.upper_bound(
+    bits, rank.astype(jnp.int32), total=stage.here.sum
+  )  # [m]
+  radius = lax.bitcast_convert_type(bits, jnp.float32)
+  # NaN or infinity: fewer samples are free than wanted; take all that is free.
+  return jnp.where(radius < _FAR, radius, _FAR)
+
+
+def _rank(mean, complete: bool, xp):
+  """The rank among samples whose distance to use; all rows sampled: exact."""
+  return xp.ceil(mean) if complete else xp.ceil(mean + 4 * xp.sqrt(mean) + 4)
+
+
+def _capacity(stage: _Stage) -> int:
+  """Slots of a list: its mean length and five standard deviations."""
+  stride = stage.stride
+  mean = (1.0 + stage.windows.reach) * stage.share / stride
+  rank = _rank(mean, stride == 1, np)
+  slots = (rank + 5 * np.sqrt(rank) + 8) * stride
+  unit = _WORD * _GROUP
+  rows = stage.num_rows * stage.here.num_devices
+  return int(min(rows, -(-int(slots) // unit) * unit))
+
+
+@no_type_check
+@struct.dataclass
+class _Chosen:
+  """Lists of a window, nearest item first, and what is taken of them."""
+
+  local: jax.Array  # int32 [m, c], rows of this device; else out of range
+  taken: jax.Array  # bool [m, c]
+  full: jax.Array  # bool [m], the cluster has its items
+  holder: jax.Array  # int32 [all rows], scratch
+  num_rounds: jax.Array  # int32 []
+
+
+def _choose_window(
+  stage, scores, centers, codes, holder, wants, radius, limit
+) -> _Chosen:
+  """Lists, orders and lets the clusters of a window take."""
+  capacity = _capacity(stage)
+  window = scores.shape[0]
+  local, count = _compact(
+    scores, limit, codes < 0, min(capacity, stage.num_rows)
+  )
+  rows = stage.rows_at(local)  # [m, c, D]
+  distance = jnp.sum(
+    jnp.square(rows.astype(jnp.float32) - centers[:, None, :]), axis=-1
+  )  # [m, c]
+  slot = jnp.arange(local.shape[1], dtype=jnp.int32)
+  listed = (slot[None, :] < count[:, None]) & (distance <= radius[:, None])
+  offset = stage.here.index * stage.num_rows
+  item, distance, listed, fits = _merge(
+    stage.here, offset + local, distance, listed, count, capacity
+  )
+  item, listed = _by_distance(item, distance, listed)
+  total = holder.shape[0]
+  row = jnp.arange(window, dtype=jnp.int32)[:, None]
+  everywhere = jnp.broadcast_to(row, item.shape)
+  place = jnp.where(listed, item, total)
+
+  def take(available):
+    return available & (prefix_count(available) <= wants[:, None])
+
+  def one_round(taken, holder):
+    # Clear what this window touches, then let the earliest taker hold.
+    holder = holder.at[place].set(window, mode="drop")
+    holder = holder.at[jnp.where(taken, item, total)].min(
+      everywhere, mode="drop"
+    )
+    held = holder.at[item].get(mode="clip")
+    return take(listed & (held >= row)), holder
+
+  def body(carry):
+    taken, holder, _, rounds = carry
+    # Two rounds a turn: a loop's condition costs a GPU as much as a round.
+    middle, holder = one_round(taken, holder)
+    after, holder = one_round(middle, holder)
+    return after, holder, jnp.any(after != middle), rounds + 2
+
+  carry = (take(listed), holder, jnp.bool_(True), jnp.int32(0))
+  taken, holder, _, rounds = lax.while_loop(lambda c: c[2], body, carry)
+  full = fits & (jnp.sum(taken, axis=1) == wants)
+  local = item - offset
+  local = jnp.where(
+    (local >= 0) & (local < stage.num_rows), local, stage.num_rows
+  )
+  return _Chosen(local, taken, full, holder, rounds)
+
+
+def _compact(
+  scores: jax.Array, limit: jax.Array, free: jax.Array, capacity: int
+) -> tuple[jax.Array, jax.Array]:
+  """Lists, per row of [m, n], the first free indices of scores <= limit.
+
+  One read of the scores makes masks of 32 items a word; the r-th set bit is
+  found by binary search in the counts of groups, then in 8 words.
+
+  Returns:
+    int32 [m, capacity], ascending, and how many there are, int32 [m], which
+    may be more.
+  """
+  window, num_rows = scores.shape
+  words = num_rows // _WORD
+  bit = jnp.uint32(1) << jnp.arange(_WORD, dtype=jnp.uint32)
+
+  def pack(mask):
+    bits = jnp.where(mask, bit[None, None, :], jnp.uint32(0))
+    return jnp.sum(bits, axis=-1, dtype=jnp.uint32)
+
+  inside = scores.reshape(window, words, _WORD) <= limit[:, None, None]
+  masks = pack(inside) & pack(free.reshape(1, words, _WORD))  # [m, words]
+  counts = lax.population_count(masks).astype(jnp.int32)
+  groups = words // _GROUP
+  through = prefix_sum(
+    jnp.sum(counts.reshape(window, groups, _GROUP), axis=-1)
+  )  # [m, groups]
+  count = through[:, -1]
+  left = jnp.broadcast_to(
+    jnp.arange(capacity, dtype=jnp.int32)[None, :], (window, capacity)
+  )
+  row = jnp.arange(window, dtype=jnp.int32)[:, None]
+  flat_through, flat_masks = through.reshape(-1), masks.reshape(-1)
+
+  def at(table, index):
+    return table.at[index].get(mode="clip")
+
+  group = jnp.zeros_like(left)  # groups that end at or before the wanted bit
+  for step in reversed(range((groups - 1).bit_length())):
+    ahead = group + (1 << step)
+    before = at(flat_through, row * groups + ahead - 1)
+    group = jnp.where((ahead < groups) & (before <= left), ahead, group)
+  before = at(flat_through, row * groups + group - 1)
+  left = left - jnp.where(group > 0, before, 0)
+  word = jnp.zeros_like(left)
+  mask = jnp.zeros(left.shape, jnp.uint32)
+  seen = jnp.zeros_like(left)
+  skipped = jnp.zeros_like(left)
+  for i in range(_GROUP):
+    candidate = at(flat_masks, (row * groups + group) * _GROUP + i)
+    upto = seen + lax.population_count(candidate).astype(jnp.int32)
+    hit = (seen <= left) & (left < upto)
+    word = jnp.where(hit, i, word)
+    mask = jnp.where(hit, candidate, mask)
+    skipped = jnp.where(hit, seen, skipped)
+    seen = upto
+  index = _nth_bit(mask, left - skipped)
+  return ((group * _GROUP + word) * _WORD + index), count
+
+
+def _nth_bit(mask: jax.Array, nth: jax.Array) -> jax.Array:
+  """Position of the nth set bit (from 0) of uint32 masks, by halves."""
+  position = jnp.zeros_like(nth)
+  for half in (16, 8, 4, 2, 1):
+    low = (mask >> position.astype(jnp.uint32)) & jnp.uint32((1 << half) - 1)
+    below = lax.population_count(low).astype(jnp.int32)
+    skip = nth >= below
+    nth = jnp.where(skip, nth - below, nth)
+    position = jnp.where(skip, position + half, position)
+  return position
+
+
+def _merge(here, item, distance, listed, count, capacity):
+  """Joins the lists of all devices, by device; on one there is no work.
+
+  Returns:
+    item, distance and listed [m, capacity], and whether no list overflowed.
+  """
+  slots = item.shape[1]
+  most = count <= slots
+  if here.axis is None:
+    return item, distance, listed, most
+  # Only what is listed travels to the front of each device's list.
+  turn = jnp.cumsum(listed.astype(jnp.int32), axis=1) - 1
+  row = jnp.arange(item.shape[0], dtype=jnp.int32)[:, None]
+  to = jnp.where(listed, turn, slots)
+  item = jnp.zeros_like(item).at[row, to].set(item, mode="drop")
+  distance = jnp.zeros_like(distance).at[row, to].set(distance, mode="drop")
+  item, distance = here.gather(item), here.gather(distance)  # [P, m, c]
+  counts = here.gather(jnp.sum(listed, axis=1).astype(jnp.int32))  # [P, m]
+  through = jnp.cumsum(counts, axis=0)  # [P, m]
+  fits = jnp.all(here.gather(most), axis=0) & (through[-1] <= capacity)
+  slot = jnp.arange(capacity, dtype=jnp.int32)
+  device = jnp.sum(
+    (through[:, :, None] <= slot[None, None, :]).astype(jnp.int32), axis=0
+  )  # [m, capacity]
+  inside = device < here.num_devices
+  device = jnp.minimum(device, here.num_devices - 1)
+  first = jnp.take_along_axis((through - counts).T, device, axis=1)
+  at = jnp.clip(slot[None, :] - first, 0, slots - 1)
+  return item[device, row, at], distance[device, row, at], inside, fits
+
+
+def _by_distance(item, distance, listed):
+  """Orders each list by distance, ties by place in it: by item index.
+
+  One flat sort of one 64-bit key: GPUs have a radix sort for that, none for
+  rows or for several keys.
+  """
+  window, slots = item.shape
+  # 64 bits: the cluster, a distance of 31 bits, the place in the list.
+  low = 33 - (window - 1).bit_length()
+  row_shift, last = np.uint64(31 + low), np.uint64((1 << low) - 1)
+  nobody = np.uint64((1 << (31 + low)) - 1)
+  with jax.enable_x64(True):
+    bits = lax.bitcast_convert_type(distance, jnp.uint32).astype(jnp.uint64)
+    slot = jnp.arange(slots, dtype=jnp.uint64)[None, :]
+    row = jnp.arange(window, dtype=jnp.uint64)[:, None]
+    key = jnp.where(listed, (bits << np.uint64(low)) | slot, nobody)
+    key = ((row << row_shift) | key).reshape(-1)
+    key = lax.sort(key, is_stable=False).reshape(window, slots)
+    listed = (key & nobody) != nobody
+    slot = jnp.minimum(key & last, np.uint64(slots - 1)).astype(jnp.int32)
+  return jnp.take_along_axis(item, slot, axis=1), listed
+
+
+def _take_among_all(stage, codes, center, wanted) -> jax.Array:
+  """One cluster's items among all rows, by counting: slow and always right."""
+  rows = stage.rows_at(jnp.arange(stage.num_rows, dtype=jnp.int32))
+  distance = jnp.sum(
+    jnp.square(rows.astype(jnp.float32) - center[None, :]), axis=-1
+  )
+  real = codes < 0
+  real &= jnp.isfinite(stage.left[:, stage.x.shape[1]])
+  bits = lax.bitcast_convert_type(distance, jnp.int32)
+  bits = jnp.where(real, bits, select.NEVER)
+  return select.take_smallest(bits, wanted, axis=stage.here.axis) & real
+
+
+def prefix_count(mask: Bool[Array, "m n"]) -> Int32[Array, "m n"]:
+  """Counts True values up to and including each place of a row."""
+  return prefix_sum(mask.astype(jnp.int32))
+
+
+def prefix_sum(x: Int32[Array, "m n"]) -> Int32[Array, "m n"]:
+  """Cumulative sums of rows by triangular matmuls; exact below 2^24.
+
+  A scan of a dozen dependent kernels becomes two matmuls.
+  """
+  rows, length = x.shape
+  if length <= 256:
+    return _triangle(x)
+  block = 128
+  padded = jnp.pad(x, ((0, 0), (0, -length % block)))
+  inner = _triangle(padded.reshape(-1, block)).reshape(rows, -1, block)
+  sums = inner[:, :, -1]  # [m, blocks]
+  before = prefix_sum(sums) - sums
+  return (inner + before[:, :, None]).reshape(rows, -1)[:, :length]
+
+
+def _triangle(x: jax.Array) -> jax.Array:
+  index = jnp.arange(x.shape[1])
+  upper = (index[:, None] <= index[None, :]).astype(jnp.float32)
+  sums = jnp.matmul(
+    x.astype(jnp.float32), upper, precision=lax.Precision.HIGHEST
+  )
+  return sums.astype(jnp.int32)
