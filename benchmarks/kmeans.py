@@ -16,14 +16,10 @@ k-means-constrained are timed where they can be imported.
 import argparse
 import dataclasses
 import functools
-import glob
-import gzip
 import json
 import os
 import pathlib
-import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +34,14 @@ import numpy as np
 from jax import lax
 
 from benchmarks import kmeans_peers as peers
+from benchmarks.kmeans_tools import (
+  compile_all,
+  kernels_of,
+  mixture,
+  seconds_of,
+  violations,
+  whole_numbers,
+)
 from gr_jax.core import lookup, nearest, precision
 from gr_jax.tokenizers import balanced, kmeans, serial_choice
 from gr_jax.tokenizers.serial_choice import Windows
@@ -50,7 +54,6 @@ BALANCED = [
 ]
 LLOYD = [(1_000_000, 64, 256), (10_000_000, 64, 8192), (1_000_000, 768, 8192)]
 QUICK = [(6000, 16, 48)]
-MIXTURE = 1000  # clusters that the rows are drawn from
 
 
 class OutOfTimeError(Exception):
@@ -98,26 +101,6 @@ class Run:
     return max(flops / rate, num_bytes / self.bytes_per_s)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def mixture(num_rows: int, width: int) -> jax.Array:
-  """Clustered rows on the device: codes have something to find."""
-  keys = jax.random.split(jax.random.key(0), 3)
-  centers = jax.random.normal(keys[0], (MIXTURE, width))
-  of = jax.random.randint(keys[1], (num_rows,), 0, MIXTURE)
-  return centers[of] + jax.random.normal(keys[2], (num_rows, width))
-
-
-def seconds_of(run: Callable[[], Any], repeats: int = 5) -> tuple[float, float]:
-  """Median seconds of a call, and those that its first one took more."""
-  times = []
-  for _ in range(repeats + 1):
-    started = time.perf_counter()
-    jax.block_until_ready(run())
-    times.append(time.perf_counter() - started)
-  middle = statistics.median(times[1:])
-  return middle, times[0] - middle
-
-
 def measure_ceilings(run: Run) -> None:
   """Large matmuls at each precision, and a copy."""
   size = 256 if run.args.quick else 8192
@@ -133,14 +116,6 @@ def measure_ceilings(run: Run) -> None:
   seconds, _ = seconds_of(functools.partial(add_one, x))
   run.bytes_per_s = 8.0 * elements / seconds
   run.add("ceilings", "copy", tb_per_s=run.bytes_per_s / 1e12)
-
-
-def whole_numbers(num_rows: int, width: int) -> np.ndarray:
-  """Rows whose squared distances float32 holds exactly."""
-  rng = np.random.default_rng(0)
-  centers = rng.integers(-40, 41, size=(64, width))
-  rows = centers[rng.integers(0, 64, num_rows)]
-  return (rows + rng.integers(-9, 10, size=rows.shape)).astype(np.float32)
 
 
 def measure_exact(run: Run) -> None:
@@ -168,29 +143,6 @@ def measure_exact(run: Run) -> None:
     run.attempt("exact", f"{kind} against NumPy ({numpy_s:.1f} s)", compare)
 
 
-@jax.jit
-def violations(
-  x: jax.Array, centers: jax.Array, codes: jax.Array, clusters: jax.Array
-) -> jax.Array:
-  """Counts clusters of `clusters` that break Algorithm 1's invariant.
-
-  No item that chose later (clusters in turn by number) may be nearer than an
-  item that the cluster took, nor as near with a lower index.
-  """
-  index = jnp.arange(x.shape[0], dtype=jnp.int32)
-
-  def broken(cluster: jax.Array) -> jax.Array:
-    distance = jnp.sum(jnp.square(x - centers[cluster][None, :]), axis=1)
-    own, later = codes == cluster, codes > cluster
-    far = jnp.max(jnp.where(own, distance, -jnp.inf))
-    near = jnp.min(jnp.where(later, distance, jnp.inf))
-    last = jnp.max(jnp.where(own & (distance == far), index, -1))
-    first = jnp.min(jnp.where(later & (distance == near), index, x.shape[0]))
-    return (far > near) | ((far == near) & (last > first))
-
-  return jnp.sum(lax.map(broken, clusters))
-
-
 VARIANTS = {
   "default": Windows(),
   "window 64": Windows(window=64),
@@ -215,18 +167,26 @@ def measure_balanced(run: Run) -> None:
     shape = f"{num_rows:,} x {width}, K {num_codes}"
     first: dict[str, jax.Array] = {}
 
-    def one(
-      windows: Windows,
-      x=x,
-      centers=centers,
-      counts=counts,
-      order=order,
-      first=first,
-    ) -> dict:
-      choose = functools.partial(
-        serial_choice.choose, x, centers, counts, order, windows=windows
-      )
-      seconds, compile_s = seconds_of(choose, 3)
+    given = (x, centers, counts, order)
+    names = run.args.variants or list(VARIANTS)
+    names = names if number < 2 else names[:1]
+    started = time.perf_counter()
+    programs = compile_all(
+      {
+        name: functools.partial(
+          serial_choice.choose.lower, *given, windows=VARIANTS[name]
+        )
+        for name in names
+      }
+    )
+    compile_s = time.perf_counter() - started
+    run.add("balanced", f"compiled {len(names)}: {shape}", s=compile_s)
+
+    def one(name: str, given=given, programs=programs, first=first) -> dict:
+      x, centers, counts, _ = given
+      windows = VARIANTS[name]
+      choose = functools.partial(programs[name], *given)
+      seconds, _ = seconds_of(choose, 3)
       found = choose()
       base = first.setdefault("codes", found.codes)
       stages = windows.stages
@@ -239,7 +199,6 @@ def measure_balanced(run: Run) -> None:
       sizes = jnp.bincount(found.codes, length=centers.shape[0])
       return {
         "ms": seconds * 1e3,
-        "compile_s": compile_s,
         "limit_ms": limit * 1e3,
         "windows": int(found.num_windows),
         "rounds": int(found.num_rounds),
@@ -250,11 +209,8 @@ def measure_balanced(run: Run) -> None:
         "uneven": int(jnp.sum(sizes != counts)),
       }
 
-    names = run.args.variants or list(VARIANTS)
-    for name in names if number < 2 else names[:1]:
-      run.attempt(
-        "balanced", f"{name}: {shape}", functools.partial(one, VARIANTS[name])
-      )
+    for name in names:
+      run.attempt("balanced", f"{name}: {shape}", functools.partial(one, name))
 
     def sums(x=x, k=num_codes, counts=counts, first=first) -> dict:
       codes = first["codes"]
@@ -326,32 +282,13 @@ def measure_pieces(run: Run) -> None:
     run.attempt("pieces", f"{num_rows:,} x {width}, K {num_codes}", trace)
 
 
-def kernels_of(call: Callable[[], Any]) -> dict:
-  """Traces a call; sums the durations of device events by name."""
-  with tempfile.TemporaryDirectory() as folder:
-    with jax.profiler.trace(folder):
-      jax.block_until_ready(call())
-    paths = glob.glob(f"{folder}/**/*.trace.json.gz", recursive=True)
-    with gzip.open(paths[0]) as file:
-      events = json.load(file)["traceEvents"]
-  names = {
-    e["pid"]: e["args"]["name"]
-    for e in events
-    if e.get("name") == "process_name"
-  }
-  totals: dict[str, list[float]] = {}
-  for event in events:
-    on_device = "/device:" in names.get(event.get("pid"), "")
-    if event.get("ph") == "X" and (on_device or "GPU" not in str(names)):
-      entry = totals.setdefault(event["name"], [0.0, 0])
-      entry[0] += event.get("dur", 0.0)
-      entry[1] += 1
-  top = sorted(totals.items(), key=lambda item: -item[1][0])[:60]
-  return {
-    "events": sum(n for _, n in totals.values()),
-    "total_ms": sum(us for us, _ in totals.values()) / 1e3,
-    "kernels": [[name[:80], round(us), n] for name, (us, n) in top],
-  }
+@functools.partial(jax.jit, static_argnames=("kind", "block"))
+def find_codes(
+  x: jax.Array, centers: jax.Array, kind: str, block: int
+) -> jax.Array:
+  """Nearest codes with scores of about `block` elements held at once."""
+  rows = max(8, block // centers.shape[0])
+  return nearest.nearest(x, centers, precision=kind, chunk_size=rows).codes
 
 
 def measure_lloyd(run: Run) -> None:
@@ -372,29 +309,37 @@ def measure_lloyd(run: Run) -> None:
         "of_limit": limit / seconds,
       }
 
+    choices = {
+      f"{kind}, block {block >> 20} M": (kind, block)
+      for kind in precision.PRECISIONS
+      for block in (1 << 22, 1 << 26, 1 << 29)
+    }
+    programs = compile_all(
+      {
+        name: functools.partial(find_codes.lower, x, centers, *choice)
+        for name, choice in choices.items()
+      }
+    )
+
     def assign(
-      kind: str, block: int, x=x, centers=centers, row=row, first=first
+      name: str,
+      given=(x, centers),
+      row=row,
+      first=first,
+      programs=programs,
+      choices=choices,
     ) -> dict:
-      find = jax.jit(
-        lambda x, c: (
-          nearest.nearest(
-            x, c, precision=kind, chunk_size=max(8, block // c.shape[0])
-          ).codes
-        )
-      )
-      seconds, compile_s = seconds_of(functools.partial(find, x, centers), 3)
-      codes = find(x, centers)
+      run_once = functools.partial(programs[name], *given)
+      seconds, _ = seconds_of(run_once, 3)
+      codes = run_once()
       base = first.setdefault("codes", codes)
       changed = float(jnp.mean(codes != base))
-      return {**row(seconds, kind), "compile_s": compile_s, "changed": changed}
+      return {**row(seconds, choices[name][0]), "changed": changed}
 
-    for kind in precision.PRECISIONS:
-      for block in (1 << 22, 1 << 26, 1 << 29):
-        run.attempt(
-          "lloyd",
-          f"assign {kind}, block {block >> 20} M: {shape}",
-          functools.partial(assign, kind, block),
-        )
+    for name in choices:
+      run.attempt(
+        "lloyd", f"assign {name}: {shape}", functools.partial(assign, name)
+      )
 
     def sums(x=x, k=num_codes, first=first) -> dict:
       codes = first["codes"]
