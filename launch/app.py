@@ -50,7 +50,11 @@ _COMPILATION_CACHE = flags.DEFINE_string(
 )
 
 
-def run(main: Callable[[stages.RunConfig, stages.Workdir], None]) -> None:
+def run(
+  main: Callable[[stages.RunConfig, stages.Workdir], None],
+  *,
+  with_arguments: Callable[[list[str]], None] | None = None,
+) -> None:
   """Runs a main on its settings and workdir.
 
   Input that a user can mend ends in one line and exit status 2, anything
@@ -60,15 +64,21 @@ def run(main: Callable[[stages.RunConfig, stages.Workdir], None]) -> None:
 
   Args:
     main: Takes the settings and the workdir.
+    with_arguments: Called in its place with the arguments that are no flags,
+      if there are any; a main without it refuses them.
   """
 
   def start(argv: list[str]) -> None:
-    if len(argv) > 1:
+    if len(argv) > 1 and with_arguments is None:
       _refuse(f"Unknown argument {argv[1]!r}; settings are --config.x=...")
     _set_up_logging()
     try:
       if _COMPILATION_CACHE.value:
         jax.config.update("jax_compilation_cache_dir", _COMPILATION_CACHE.value)
+      if len(argv) > 1:
+        progress.enable()
+        with_arguments(argv[1:])
+        return
       if not _WORKDIR.value:
         raise stages.InputError("Where to? Give --workdir=FOLDER.")
       workdir = stages.Workdir(pathlib.Path(_WORKDIR.value))

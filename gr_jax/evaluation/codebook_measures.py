@@ -129,10 +129,12 @@ def measure(
     rows = np.arange(run.codes.shape[0])
     if rows.size > _MAX_ROWS:
       rows = np.sort(generator.choice(rows, _MAX_ROWS, replace=False))
-    report["reconstruction"] = _reconstruction(run, rows, generator)
-    advance()
+    # Hit rates first: how much the other draws depends on the levels, and all
+    # tokenizers of one catalog shall be judged on the same pairs.
     report["hit_rate"] = _hit_rates(run, generator)
     advance(2)
+    report["reconstruction"] = _reconstruction(run, rows, generator)
+    advance()
   return report
 
 

@@ -1,6 +1,7 @@
 """One function a stage: settings and a workdir in, an artifact out."""
 
 from gr_jax.core.checks import InputError
+from gr_jax.stages.codebooks import compare, compare_tokenizers, report
 from gr_jax.stages.config import RunConfig
 from gr_jax.stages.holding_out import cold_start
 from gr_jax.stages.preemption import Stopped
@@ -29,12 +30,15 @@ __all__ = [
   "Workdir",
   "append",
   "cold_start",
+  "compare",
+  "compare_tokenizers",
   "embed",
   "evaluate",
   "pipeline",
   "recommend",
   "refit",
   "remove",
+  "report",
   "restore",
   "tokenize",
   "train",

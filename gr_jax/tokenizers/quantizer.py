@@ -13,6 +13,8 @@ from jaxtyping import Array, Float, Int32
 from gr_jax.core import lookup, nearest
 from gr_jax.tokenizers import estimators
 
+# Codes of all levels whose products with each other are computed every step.
+_MOST_JOINT_CODES = 2048
 stop = lax.stop_gradient
 
 
@@ -167,13 +169,14 @@ class ResidualQuantizer(nn.Module):
 def training_codes(
   z: Float[Array, "B C"], codebooks: list[Float[Array, "_ C"]]
 ) -> list[Int32[Array, " B"]]:
-  """Nearest codes level by level, by two matmuls for all levels.
+  """Nearest codes level by level; of few codes, by one product for all levels.
 
   |r_l - e|^2 / 2 = |e|^2 / 2 - z.e + sum_{j<l} q_j.e + a term without e, and
   the products q_j.e of codes with codes are entries of one small matrix. In
   exact arithmetic these are the codes of `nearest.nearest_code` on residuals;
   rounding is relative to |z|, not to |r_l|, which only moves near-ties. What
-  `encode` returns is computed on residuals.
+  `encode` returns is computed on residuals, and so are these where the matrix
+  would be large.
 
   Args:
     z: Latents around zero.
@@ -182,6 +185,13 @@ def training_codes(
   Returns:
     One array a level, ties to the lowest code.
   """
+  if sum(book.shape[0] for book in codebooks) > _MOST_JOINT_CODES:
+    codes, residual = [], z
+    for book in codebooks:
+      # Latents lie around zero: the shift against cancellation is spared.
+      codes.append(nearest.nearest_code(residual, book, centered=False))
+      residual = residual - book[codes[-1]]
+    return codes
   ends = list(itertools.accumulate(book.shape[0] for book in codebooks))
   stacked = jnp.concatenate(codebooks)  # [sum K, C]
   highest = lax.Precision.HIGHEST

@@ -31,6 +31,8 @@ def _run(main, *flags):
       "'/no/such'",
     ),
     ("recommend", ["--user=1"], "start it with --config"),
+    ("report", ["runs/a"], "Unknown argument 'runs/a'"),
+    ("report", ["--compare", "/no/run"], "No run in '/no/run'"),
   ],
 )
 def test_refusals_are_one_line_and_leave_nothing(

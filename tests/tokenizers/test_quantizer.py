@@ -110,7 +110,7 @@ def test_straight_through_passes_the_gradient_once(setting):
     np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
 
 
-@pytest.mark.parametrize("sizes", [(16, 16, 16), (5, 9)])
+@pytest.mark.parametrize("sizes", [(16, 16, 16), (5, 9), (1500, 600)])
 def test_training_codes_are_the_nearest_of_residuals(sizes):
   rng = np.random.default_rng(0)
   z = rng.normal(size=(500, 8)).astype(np.float32)
