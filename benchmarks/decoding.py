@@ -21,7 +21,8 @@ Whole model: T5 4 + 4 layers of width 128, 82 tokens in, 4 levels, beam 50,
 beside Hugging Face's `generate` with a `prefix_allowed_tokens_fn`.
 
 The most important cells come first; what --seconds leaves no time for is
-listed as such.
+listed as such. Programs are compiled without XLA's tuning of each fusion,
+which takes minutes for some; the last variant of ours is compiled as usual.
 """
 
 import argparse
@@ -92,6 +93,8 @@ GRID = [
   (LARGE, [(2, 70), (64, 50), (64, 500), (16, 50)]),
   (CatalogSize(100_000, 256, 4), [(16, 50), (2, 70), (64, 50)]),
   (CatalogSize(1_000_000, 256, 4, True), [(16, 50), (2, 70), (64, 50)]),
+]
+REST = [
   (CatalogSize(20_000_000, 256, 8), [(16, 70), (2, 20), (64, 70), (64, 500)]),
   (CatalogSize(1_000_000, 2048, 4), [(2, 20), (64, 50), (16, 500)]),
   (CatalogSize(1_000_000, 256, 3), [(2, 70), (16, 70), (64, 70)]),
@@ -103,13 +106,22 @@ TINY_GRID = [
 ]
 # Variants of ours, timed in the first catalog's cells.
 VARIANTS = {
-  "select by sort": Tuning(selection="sort"),
-  "select by count": Tuning(selection="count"),
-  "select by digits": Tuning(selection="digits"),
-  "select by groups": Tuning(selection="groups"),
   "no code groups": Tuning(group_first=False),
   "two-pass normalizer": Tuning(normalizer="two_pass"),
+  "select by digits": Tuning(selection="digits"),
+  "select by groups": Tuning(selection="groups"),
+  "select by count": Tuning(selection="count"),
 }
+# XLA tries ways to compile each fusion of some programs for minutes; without
+# that the first of these options it knows is used.
+PLAIN_COMPILE = (
+  {"xla_gpu_experimental_enable_fusion_autotuner": False},
+  {"xla_gpu_autotune_level": 0},
+  {},
+)
+TUNED_COMPILE = ({"xla_gpu_experimental_enable_fusion_autotuner": True}, {})
+COMPILE_SECONDS = 30.0
+MODEL_SECONDS = 50.0  # that a model's rows may take, compiling included
 # Selection alone: (batch, candidates, beams) that the first cells meet.
 SELECTIONS = [
   (2, 4480, 70), (2, 2240, 70), (64, 3200, 50), (64, 1600, 50),
@@ -131,9 +143,13 @@ def make_codes(size: CatalogSize) -> np.ndarray:
       rank = np.searchsorted(chance, rng.random(n)).clip(0, v - 1)
       key = key * v + (rank + (key * 2654435761 >> 7)) % v
     per_word = levels
+    key = np.unique(key)
   else:
-    key = rng.integers(0, v**per_word, n, np.int64)
-  key = np.unique(key)
+    # Sums of exponential gaps are sorted uniform numbers.
+    gaps = rng.exponential(size=n + 1)
+    key = np.cumsum(gaps)
+    key = (key[:-1] / key[-1] * v**per_word).astype(np.int64)
+    key = key[np.append(True, key[1:] > key[:-1])]
   codes = np.empty((len(key), levels), np.uint16 if v > 256 else np.uint8)
   for l in range(per_word - 1, -1, -1):
     codes[:, l] = key % v
@@ -316,137 +332,161 @@ def failure(error: BaseException) -> dict[str, str]:
 
 
 def compile_all(
-  report: Report, jobs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]
+  report: Report,
+  jobs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]],
+  options: tuple[dict[str, Any], ...] = PLAIN_COMPILE,
 ) -> dict[str, Any]:
-  """Compiles functions for their arguments, in threads; failures as such."""
+  """Compiles functions for their arguments, some at once; failures as such."""
 
   def compile_one(job):
+    began = time.perf_counter()
     try:
-      return jax.jit(job[0]).lower(*job[1]).compile()
+      lowered = jax.jit(job[0]).lower(*job[1])
+      for last, choice in enumerate(options, start=1):
+        try:
+          program = lowered.compile(compiler_options=choice)
+        except Exception:
+          if last == len(options):
+            raise
+        else:
+          return program, time.perf_counter() - began
     except Exception as error:  # noqa: BLE001 (stands in the report)
-      return failure(error)
+      return failure(error), 0.0
 
-  workers = max(1, min(14, (os.cpu_count() or 1) - 1))
-  pool = concurrent.futures.ThreadPoolExecutor(workers)
+  pool = concurrent.futures.ThreadPoolExecutor(4)
   futures = {name: pool.submit(compile_one, job) for name, job in jobs.items()}
+  end = time.monotonic() + min(COMPILE_SECONDS + 3 * len(jobs), report.left)
   done = {}
   for name, future in futures.items():
     try:
-      done[name] = future.result(timeout=max(1.0, report.left))
+      done[name] = future.result(timeout=max(0.1, end - time.monotonic()))
     except concurrent.futures.TimeoutError:
-      done[name] = {"failed": "not compiled in time"}
+      done[name] = {"failed": "not compiled in time"}, 0.0
   pool.shutdown(wait=False, cancel_futures=True)
   return done
 
 
-def step_rows(
-  report: Report,
-  size: CatalogSize,
-  cells: list[tuple[int, int]],
-  args: argparse.Namespace,
-  with_variants: bool,
-) -> None:
-  """Times all rows of a catalog's cells."""
-  began = time.perf_counter()
-  codes = make_codes(size)
-  made = time.perf_counter()
-  layout = Layout((size.num_codes,) * size.num_levels)
-  host_tree = trie.build_trie(codes, layout.codebook_sizes)
-  built = time.perf_counter() - made
-  value = {
-    "items": len(codes), "make_s": made - began, "build_s": built,
-    "mb": host_tree.num_bytes / 1e6,
-    "max_children": [int(level.max_children) for level in host_tree.levels],
-  }  # fmt: skip
-  static = None
-  if args.static_checkout:
+class Bench:
+  """One catalog in our trie and, once `add_static` is done, in STATIC's."""
+
+  def __init__(
+    self, report: Report, size: CatalogSize, args: argparse.Namespace
+  ):
+    """Draws the catalog and builds our trie."""
+    self.report, self.size, self.args = report, size, args
+    began = time.perf_counter()
+    self.codes = make_codes(size)
+    made = time.perf_counter()
+    self.layout = Layout((size.num_codes,) * size.num_levels)
+    tree = trie.build_trie(self.codes, self.layout.codebook_sizes)
+    value = {
+      "items": len(self.codes), "make_s": made - began,
+      "build_s": time.perf_counter() - made, "mb": tree.num_bytes / 1e6,
+      "max_children": [int(level.max_children) for level in tree.levels],
+    }  # fmt: skip
+    report.add("steps", f"{size.name} | index", value)
+    self.tree, self.static = jax.device_put(tree), None
+
+  def add_static(self) -> None:
+    """Builds STATIC's index, where there is a checkout."""
+    name = f"{self.size.name} | STATIC index"
+    if not self.args.static_checkout:
+      return
     began = time.perf_counter()
     try:
-      static = decoding_peers.Static(
-        args.static_checkout, codes, size.num_codes
+      self.static = decoding_peers.Static(
+        self.args.static_checkout, self.codes, self.size.num_codes
       )
-      value["static_build_s"] = time.perf_counter() - began
-      value["static_mb"] = static.num_bytes / 1e6
     except Exception as error:  # noqa: BLE001 (stands in the report)
-      value["static_failed"] = failure(error)["failed"]
-  report.add("steps", f"{size.name} | index", value)
-  tree = jax.device_put(host_tree)
+      self.report.add("steps", name, failure(error))
+      return
+    seconds = time.perf_counter() - began
+    value = {"build_s": seconds, "mb": self.static.num_bytes / 1e6}
+    self.report.add("steps", name, value)
 
-  jobs, rows = {}, []
-  for batch, beam in cells:
-    num_sets = 2 if batch * beam * size.num_codes > 2**24 else 4
-    logits = [
-      [
-        jax.ShapeDtypeStruct(
-          (batch, beam if l else 1, size.num_codes), jnp.float32
+  def row(self, batch: int, beam: int, name: str) -> Any:
+    """Returns (search, index, order of the beams or None), None: no such."""
+
+    def ours(tuning=Tuning(), constrained=True):  # noqa: B008, frozen
+      search = our_search(self.layout, batch, beam, tuning, constrained)
+      return search, self.tree, "id" if constrained else None
+
+    if name.startswith("ours"):
+      return ours(constrained="free" not in name)
+    if name in VARIANTS:
+      if name == "select by count" and batch * beam**2 > 10**7:
+        return None  # n^2 comparisons a user
+      return ours(VARIANTS[name])
+    if name.startswith("STATIC"):
+      if self.static is None or (name == "STATIC 30" and beam <= 30):
+        return None
+      exact = name == "STATIC exact"
+      search = self.static.search(batch, beam, beam if exact else 30)
+      return search, self.static.index, "score" if exact else None
+    if name == "T5X free" and self.args.t5x_checkout:
+      checkout, levels = self.args.t5x_checkout, self.size.num_levels
+      search = decoding_peers.t5x_search(checkout, batch, beam, levels)
+      return search, (), None
+    return None
+
+  def run(
+    self,
+    cells: list[tuple[int, int]],
+    names: list[str],
+    options: tuple[dict[str, Any], ...] = PLAIN_COMPILE,
+  ) -> None:
+    """Times rows of some cells."""
+    size, jobs, rows = self.size, {}, {}
+    for batch, beam in cells:
+      num_sets = 1 if batch * beam * size.num_codes > 2**22 else 2
+      logits = [
+        [
+          jax.ShapeDtypeStruct(
+            (batch, beam if l else 1, size.num_codes), jnp.float32
+          )
+          for l in range(size.num_levels)
+        ]
+      ] * num_sets
+      for name in names:
+        made = self.row(batch, beam, name)
+        if made is not None:
+          full = f"{size.name} B {batch} W {beam} | {name}"
+          jobs[full] = chained(made[0]), (made[1], logits)
+          rows[full] = (batch, beam, num_sets), *made[1:]
+    programs = compile_all(self.report, jobs, options)
+    logits, current = None, None
+    for full, (cell, index, order) in rows.items():
+      program, compile_s = programs[full]
+      if isinstance(program, dict):
+        self.report.add("steps", full, program)
+        continue
+      if self.report.left < 3:
+        self.report.skip(full)
+        continue
+      if cell != current:
+        logits = None  # frees the last cell's
+        batch, beam, num_sets = current = cell
+        logits = make_logits(batch, beam, size, num_sets)
+      try:
+        value = time_calls(
+          lambda p=program, i=index, x=logits: p(i, x),
+          num_sets * size.num_levels,
+          self.args.tiny,
         )
-        for l in range(size.num_levels)
-      ]
-    ] * num_sets
-    cell = f"{size.name} B {batch} W {beam}"
+        if order is not None:
+          value["equal_to_numpy"] = self._agreement(
+            program(index, logits)[-1], logits[-1], beam, order == "id"
+          )
+      except Exception as error:  # noqa: BLE001 (stands in the report)
+        value = failure(error)
+      self.report.add("steps", full, value | {"compile_s": compile_s})
 
-    def row(name, search, index, order, cell=cell, logits=logits):
-      jobs[f"{cell} | {name}"] = (chained(search), (index, logits))
-      rows.append((cell, f"{cell} | {name}", index, order))
-
-    make = lambda tuning, constrained, b=batch, w=beam: our_search(  # noqa: E731
-      layout, b, w, tuning, constrained
-    )
-    row("ours", make(Tuning(), True), tree, "id")
-    row("ours free", make(Tuning(), False), tree, None)
-    if static is not None:
-      row("STATIC exact", static.search(batch, beam, beam), static.index, "sc")
-      if beam > 30:
-        row("STATIC 30", static.search(batch, beam, 30), static.index, None)
-    if args.t5x_checkout:
-      t5x = decoding_peers.t5x_search(
-        args.t5x_checkout, batch, beam, size.num_levels
-      )
-      row("T5X free", t5x, (), None)
-    if with_variants:
-      for name, tuning in VARIANTS.items():
-        row(name, make(tuning, True), tree, "id")
-  programs = compile_all(report, jobs)
-
-  logits, current = None, None
-  for cell, name, index, order in rows:
-    program = programs[name]
-    if isinstance(program, dict):
-      report.add("steps", name, program)
-      continue
-    if report.left < 5:
-      report.skip(name)
-      continue
-    if cell != current:
-      logits = None  # frees the last cell's
-      batch, beam = cells[[c[0] for c in _unique(rows)].index(cell)]
-      num_sets = len(jobs[name][1][1])
-      logits, current = make_logits(batch, beam, size, num_sets), cell
-      sample = [np.asarray(level[-1]) for level in logits[-1]]
-      expected = {
-        kind: reference(codes, sample, beam, kind == "id")
-        for kind in ("id", *(["sc"] if static is not None else []))
-      }
-    try:
-      value = time_calls(
-        lambda p=program, i=index, x=logits: p(i, x),
-        num_sets * size.num_levels,
-        args.tiny,
-      )
-      if order is not None:
-        last = program(index, logits)[-1]
-        found = np.asarray(jax.tree.leaves(last)[0][-1])  # [W, L]
-        want = expected[order][0]
-        value["equal_to_numpy"] = float(
-          np.mean(np.all(found[: len(want)] == want, axis=1))
-        )
-    except Exception as error:  # noqa: BLE001 (stands in the report)
-      value = failure(error)
-    report.add("steps", name, value)
-
-
-def _unique(rows):
-  return list({row[0]: row for row in rows}.values())
+  def _agreement(self, result, logits, beam, by_id):
+    """Share of the last request's IDs that stand where NumPy has them."""
+    found = np.asarray(jax.tree.leaves(result)[0][-1])  # [W, L]
+    sample = [np.asarray(level[-1]) for level in logits]
+    want, _ = reference(self.codes, sample, beam, by_id)
+    return float(np.mean(np.all(found[: len(want)] == want, axis=1)))
 
 
 def micro_rows(
@@ -473,8 +513,9 @@ def micro_rows(
   }
   programs = compile_all(report, jobs)
   for name, (_, shape) in functions.items():
-    if isinstance(programs[name], dict):
-      report.add(section, name, programs[name])
+    program, _ = programs[name]
+    if isinstance(program, dict):
+      report.add(section, name, program)
       continue
     if report.left < 3:
       report.skip(f"{section} {name}")
@@ -483,7 +524,7 @@ def micro_rows(
     inputs = [2.0 * jax.random.normal(key, shape) for key in keys]
     try:
       value = time_calls(
-        lambda p=programs[name], x=inputs: p((), x), num_sets, args.tiny
+        lambda p=program, x=inputs: p((), x), num_sets, args.tiny
       )
     except Exception as error:  # noqa: BLE001 (stands in the report)
       value = failure(error)
@@ -552,8 +593,12 @@ def model_rows(report: Report, args: argparse.Namespace) -> None:
       report.skip(f"model {name}")
       continue
     for batch in batches:
+      pool = concurrent.futures.ThreadPoolExecutor(1)
+      timing = pool.submit(ours.time, batch, constrained, args.tiny)
       try:
-        value = ours.time(batch, constrained, args.tiny)
+        value = timing.result(timeout=min(MODEL_SECONDS, report.left))
+      except concurrent.futures.TimeoutError:
+        value = {"failed": "not compiled in time"}
       except Exception as error:  # noqa: BLE001 (stands in the report)
         value = failure(error)
       report.add("model", f"{name} B {batch} W {beam}", value)
@@ -587,20 +632,39 @@ def main() -> None:
     if not getattr(args, f"{name}_checkout"):
       report.skip(f"{name}: no --{name}_checkout")
   sections = args.sections.split(",")
-  grid = TINY_GRID if args.tiny else GRID
-  for position, (size, cells) in enumerate(grid):
-    if position == 1:
-      if "model" in sections:
-        model_rows(report, args)
-      if "micro" in sections:
-        micro_rows(report, "normalizer", normalizers(args.tiny), args)
-        micro_rows(report, "selection", selections(args.tiny), args)
-    if "steps" not in sections:
-      continue
-    if report.left < 25 and not args.tiny:
-      report.skip(f"steps {size.name}")
-      continue
-    step_rows(report, size, cells, args, with_variants=position == 0)
+  grid, large = TINY_GRID if args.tiny else GRID, None
+  if "steps" in sections:
+    for size, cells in grid:
+      if report.left < 20 and not args.tiny:
+        report.skip(f"steps {size.name}")
+        continue
+      bench = Bench(report, size, args)
+      with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        static = pool.submit(bench.add_static)
+        bench.run(cells, ["ours"])
+        static.result()
+      bench.run(cells, ["STATIC exact"])
+      large = large or bench
+  if "model" in sections:
+    model_rows(report, args)
+  if large is not None:
+    cells = grid[0][1][:3]
+    large.run(cells, ["ours free", "STATIC 30", "T5X free"])
+    large.run(cells, list(VARIANTS))
+  if "micro" in sections:
+    micro_rows(report, "normalizer", normalizers(args.tiny), args)
+    micro_rows(report, "selection", selections(args.tiny), args)
+  if "steps" in sections and not args.tiny:
+    for size, cells in REST:
+      if report.left < 20 + size.num_items / 1e6:
+        report.skip(f"steps {size.name}")
+        continue
+      bench = Bench(report, size, args)
+      bench.add_static()
+      bench.run(cells, ["ours", "ours free", "STATIC exact"])
+  if large is not None:
+    # As JAX compiles by default, last: what is given up goes on and disturbs.
+    large.run(grid[0][1][:2], ["ours, tuned"], TUNED_COMPILE)
   print(f"{report.left:.0f} s left.", flush=True)
   # Compilations that were given up on would hold up an orderly exit.
   os._exit(0)
