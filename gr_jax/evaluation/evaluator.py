@@ -15,6 +15,7 @@ from gr_jax.core import progress
 from gr_jax.data.interactions import Interactions
 from gr_jax.data.splits import Examples
 from gr_jax.decoding.beam_search import BeamResult, beam_search
+from gr_jax.decoding.exact import exact_scores
 from gr_jax.decoding.trie import Trie
 from gr_jax.models.encoder_decoder import EncoderDecoder
 from gr_jax.sids.vocabulary import SidVocabulary
@@ -71,22 +72,13 @@ def make_recommend_fn(
     rows, or of those that are False in `item_mask` bool [B, N], it is as if
     the catalog did not hold them. It compiles once a shape of its arguments.
   """
-  max_length = vocabulary.num_levels + int(vocabulary.append_eos)
 
   @jax.jit
   def recommend(params, trie, inputs, denied_items, item_mask):
-    variables = {"params": params}
-    encoded = model.apply(variables, inputs, method="encode")
-    context = model.apply(variables, encoded, inputs, method="start_decode")
-
-    def tokens_to_logits(tokens, cache, level):
-      return model.apply(
-        variables, tokens, cache, context, level=level, method="decode_step"
-      )
-
+    tokens_to_logits, cache = _start(model, vocabulary, params, inputs)
     return beam_search(
       tokens_to_logits,
-      model.init_cache(inputs.shape[0], max_length),
+      cache,
       trie,
       vocabulary,
       batch_size=inputs.shape[0],
@@ -103,6 +95,47 @@ def make_recommend_fn(
   return lambda params, inputs, denied_items=None, item_mask=None: recommend(
     params, trie, inputs, denied_items, item_mask
   )
+
+
+def make_exact_fn(
+  model: EncoderDecoder, vocabulary: SidVocabulary, trie: Trie
+) -> Callable[[Any, jax.Array], jax.Array]:
+  """Returns a compiled function from inputs to every item's log-likelihood.
+
+  Args:
+    model: The network.
+    vocabulary: Token layout of the catalog.
+    trie: The catalog's semantic IDs.
+
+  Returns:
+    (params, inputs int32 [B, S]) -> float32 [B, N]; see `exact_scores`, also
+    for the memory that a user takes.
+  """
+
+  @jax.jit
+  def score(params, trie, inputs):
+    tokens_to_logits, cache = _start(model, vocabulary, params, inputs)
+    return exact_scores(
+      tokens_to_logits, cache, trie, vocabulary, batch_size=inputs.shape[0]
+    )
+
+  trie = jax.tree.map(jnp.asarray, trie)
+  return lambda params, inputs: score(params, trie, inputs)
+
+
+def _start(model, vocabulary, params, inputs):
+  """Encodes the users; returns what decoding takes, and its first cache."""
+  variables = {"params": params}
+  encoded = model.apply(variables, inputs, method="encode")
+  context = model.apply(variables, encoded, inputs, method="start_decode")
+
+  def tokens_to_logits(tokens, cache, level):
+    return model.apply(
+      variables, tokens, cache, context, level=level, method="decode_step"
+    )
+
+  max_length = vocabulary.num_levels + int(vocabulary.append_eos)
+  return tokens_to_logits, model.init_cache(inputs.shape[0], max_length)
 
 
 def predict(

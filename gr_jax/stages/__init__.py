@@ -6,6 +6,8 @@ from gr_jax.stages.config import RunConfig
 from gr_jax.stages.holding_out import cold_start
 from gr_jax.stages.preemption import Stopped
 from gr_jax.stages.recommendation import Request
+from gr_jax.stages.retrieval import RetrievalOptions
+from gr_jax.stages.retrieval import compare as compare_retrieval
 from gr_jax.stages.runs import (
   append,
   embed,
@@ -25,12 +27,14 @@ __all__ = [
   "DivergedError",
   "InputError",
   "Request",
+  "RetrievalOptions",
   "RunConfig",
   "Stopped",
   "Workdir",
   "append",
   "cold_start",
   "compare",
+  "compare_retrieval",
   "compare_tokenizers",
   "embed",
   "evaluate",

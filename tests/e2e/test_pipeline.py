@@ -158,6 +158,34 @@ def test_what_a_request_excludes_is_replaced(finished, tmp_path):
   assert (finished.path("trie") / "manifest.json").exists()
 
 
+def test_retrieval_is_compared(finished, capsys):
+  """Beams as wide as the catalog find the exact lists."""
+  options = stages.RetrievalOptions(
+    num_users=30, beam_widths=(10, 300), exact_users=7
+  )
+  rows = stages.compare_retrieval(_config(), finished, options)
+  exact, full = rows["semantic IDs, exact"], rows["semantic IDs, beam 240"]
+  assert full["exact_top_10"] == full["exact_list"] == 1
+  assert full["recall@10"] == exact["recall@10"]
+  assert full["ndcg@10"] == exact["ndcg@10"]
+  assert 0 < rows["semantic IDs, beam 10"]["exact_top_10"] <= 1
+  brute = rows["embedding of last item, brute force"]
+  assert brute["exact_list"] == 1
+  assert 0 <= brute["ndcg@10"] <= brute["recall@10"] <= 1
+  assert min(row["users_per_s"] for row in rows.values()) > 0
+  stored = json.loads((finished.root / "retrieval.json").read_text())
+  assert stored["rows"] == rows
+  table = (finished.root / "retrieval.md").read_text()
+  assert "| semantic IDs, beam 240 |" in table
+  assert "30 test users, history removed" in capsys.readouterr().out
+  for bad, message in (
+    ({"beam_widths": (5, 50)}, r"beam_widths=\(5, 50\) must be 10 or more"),
+    ({"exact_users": 0}, "exact_users=0 1 or more"),
+  ):
+    with pytest.raises(stages.InputError, match=message):
+      stages.RetrievalOptions(**bad)
+
+
 def test_bad_requests_are_refused(finished):
   with pytest.raises(stages.InputError, match="either --user=ID or"):
     stages.Request()
