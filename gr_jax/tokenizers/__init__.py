@@ -13,6 +13,7 @@ from gr_jax.tokenizers.residual_kmeans import ResidualKMeans
 from gr_jax.tokenizers.rq_opq import RQOPQ
 from gr_jax.tokenizers.rqvae_fit import RQVAE
 from gr_jax.tokenizers.rvq import RVQ
+from gr_jax.tokenizers.sinkhorn import SinkhornResidualKMeans
 from gr_jax.tokenizers.vq_vae import VQVAE
 
 TOKENIZERS = {
@@ -28,6 +29,7 @@ TOKENIZERS = {
   "rq_opq": RQOPQ,
   "rq_vae": RQVAE,
   "rvq": RVQ,
+  "sinkhorn_residual_kmeans": SinkhornResidualKMeans,
   "vq_vae": VQVAE,
 }
 

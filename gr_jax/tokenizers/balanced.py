@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.core import checks, nearest, progress
+from gr_jax.core import mesh as meshes
 from gr_jax.tokenizers import base, kmeans, reporting, select, serial_choice
 from gr_jax.tokenizers.residual_kmeans import (
   CodebooksState,
@@ -117,15 +119,15 @@ class BalancedFit:
   num_iters: jax.Array  # int32 []
 
 
-@functools.partial(jax.jit, static_argnames=("max_iters", "order", "windows"))
 def fit(
-  x: Float[Array, "N D"],
+  x: Float[Array | np.ndarray, "N D"],
   centers: Float[Array, "K D"],
   *,
   key: jax.Array,
   max_iters: int,
   order: str = "given",
   windows: serial_choice.Windows | None = None,
+  mesh: Mesh | None = None,
 ) -> BalancedFit:
   """Repeats Algorithm 1 until no item changes its cluster.
 
@@ -137,23 +139,104 @@ def fit(
     order: Whose turn is first: "given" by cluster number, "random" anew in
       every pass, "demand" by how many items are nearest to it, most first.
     windows: As for `balanced_assign`, static.
+    mesh: Devices that share the rows along their `data` axis; by default the
+      one where `x` lies. The codes are the same but for the rounding of
+      means.
 
   Returns:
     Codes of the last pass and the means of its clusters; the inertia of a
     pass is summed over its codes and its first centers.
   """
-  num_rows, num_codes = x.shape[0], centers.shape[0]
+  options = {"max_iters": max_iters, "order": order, "windows": windows}
+  num_rows = x.shape[0]
+  if mesh is None:
+    return _fit(jnp.asarray(x), centers, key, num_rows=num_rows, **options)
+  found = _fit_sharded(
+    place_rows(x, mesh),
+    *_whole(mesh, centers, key),
+    num_rows=num_rows,
+    mesh=mesh,
+    **options,
+  )
+  return found.replace(codes=found.codes[:num_rows])
+
+
+def _whole(mesh: Mesh, centers: jax.Array, key: jax.Array):
+  """Puts what all devices need on all of them."""
+  whole = meshes.replicated(mesh)
+  return jax.device_put(centers, whole), jax.device_put(key, whole)
+
+
+def place_rows(
+  x: Float[Array | np.ndarray, "N D"], mesh: Mesh
+) -> Float[Array, "M D"]:
+  """Splits rows over a mesh; rows of NaN fill the last device up."""
+  padding = -x.shape[0] % mesh.shape[meshes.DATA]
+  x = np.pad(x, ((0, padding), (0, 0)), constant_values=np.nan)
+  return meshes.place(x, meshes.batch_sharding(mesh))
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=("max_iters", "order", "windows", "num_rows", "mesh"),
+)
+def _fit_sharded(x, centers, key, *, mesh, windows, **options) -> BalancedFit:
+  rows, whole = PartitionSpec(meshes.DATA), PartitionSpec()
+  run = functools.partial(
+    _fit,
+    **options,
+    windows=windows or serial_choice.Windows(),
+    axis=meshes.DATA,
+  )
+  return jax.shard_map(
+    run,
+    mesh=mesh,
+    in_specs=(rows, whole, whole),
+    out_specs=BalancedFit(whole, rows, whole, whole),
+    # What all devices compute alike from gathered lists is not seen as such.
+    check_vma=False,
+  )(x, centers, key)
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=("max_iters", "order", "windows", "num_rows", "axis"),
+)
+def _fit(
+  x: jax.Array,
+  centers: jax.Array,
+  key: jax.Array,
+  *,
+  max_iters: int,
+  order: str,
+  windows: serial_choice.Windows | None,
+  num_rows: int,
+  axis: str | None = None,
+) -> BalancedFit:
+  """`fit` on one device, or on this device's rows of `num_rows`."""
+  num_codes = centers.shape[0]
   counts = jnp.asarray(capacities(num_rows, num_codes))
+  total = (lambda n: lax.psum(n, axis)) if axis else select.nothing
+  real = jnp.isfinite(x[:, :1])  # [N, 1]
+  filled = jnp.where(real, x, 0.0) if axis else x
 
   def turns(centers: jax.Array, step: jax.Array) -> jax.Array:
     if order == "random":
       step_key = jax.random.fold_in(key, step)
       return jax.random.permutation(step_key, num_codes).astype(jnp.int32)
     if order == "demand":
-      wanted = nearest.nearest_code(x, centers)
-      demand = jnp.bincount(wanted, length=num_codes)
+      wanted = nearest.nearest_code(filled, centers)
+      wanted = jnp.where(real[:, 0], wanted, num_codes)  # to be dropped
+      demand = total(jnp.bincount(wanted, length=num_codes))
       return jnp.argsort(-demand, stable=True).astype(jnp.int32)
     return jnp.arange(num_codes, dtype=jnp.int32)
+
+  def assign(centers: jax.Array, whose: jax.Array) -> jax.Array:
+    if axis is None:
+      return balanced_assign(x, centers, counts, whose, windows=windows)
+    return serial_choice.choose(
+      x, centers, counts, whose, windows=windows, axis=axis
+    ).codes
 
   def going(carry) -> jax.Array:
     found, changed = carry
@@ -161,21 +244,22 @@ def fit(
 
   def body(carry):
     found, _ = carry
-    whose = turns(found.codebook, found.num_iters)
-    codes = balanced_assign(x, found.codebook, counts, whose, windows=windows)
-    inertia = jnp.sum(jnp.square(x - found.codebook[codes]))
-    sums = kmeans.sum_by_code(codes, x, num_codes)
+    codes = assign(found.codebook, turns(found.codebook, found.num_iters))
+    far = jnp.where(real, x - found.codebook[codes], 0.0)
+    inertia = total(jnp.sum(jnp.square(far)))
+    sums = total(kmeans.sum_by_code(codes, filled, num_codes))
     after = BalancedFit(
       codebook=sums / counts.astype(jnp.float32)[:, None],
       codes=codes,
       inertias=found.inertias.at[found.num_iters].set(inertia),
       num_iters=found.num_iters + 1,
     )
-    return after, jnp.any(codes != found.codes)
+    changed = jnp.any(codes != found.codes).astype(jnp.int32)
+    return after, total(changed) > 0
 
   start = BalancedFit(
     codebook=centers,
-    codes=jnp.full((num_rows,), -1, jnp.int32),
+    codes=jnp.full((x.shape[0],), -1, jnp.int32),
     inertias=jnp.full((max_iters,), jnp.nan, jnp.float32),
     num_iters=jnp.int32(0),
   )
@@ -193,6 +277,7 @@ class BalancedResidualKMeans:
   """
 
   hierarchical: ClassVar[bool] = True
+  fits_on_mesh: ClassVar[bool] = True
 
   codebook_sizes: tuple[int, ...] = (256, 256, 256)
   max_iters: int = 20  # passes of Algorithm 1 per level
@@ -210,6 +295,7 @@ class BalancedResidualKMeans:
     *,
     key: jax.Array,
     init: CodebooksState | None = None,
+    mesh: Mesh | None = None,
   ) -> tuple[CodebooksState, base.FitReport]:
     """Fits level after level; `init` gives each its first centers.
 
@@ -217,6 +303,7 @@ class BalancedResidualKMeans:
       x: float32, one row an item.
       key: Random key.
       init: State of an earlier fit with the same configuration.
+      mesh: Devices that share the rows; see `fit` of this file.
 
     Returns:
       The codebooks and the balanced codes of the fitted rows in the report.
@@ -227,7 +314,9 @@ class BalancedResidualKMeans:
     started = time.monotonic()
     template = self.abstract_state(x.shape[1])
     base.check_fit(x, self.codebook_sizes, init=init, template=template)
-    residual = jnp.array(x)  # a copy: it is donated below
+    num_rows = x.shape[0]
+    # A copy: it is donated below.
+    residual = jnp.array(x) if mesh is None else place_rows(x, mesh)
     codebooks, codes, curves = [], [], {}
     num_levels = len(self.codebook_sizes)
     with progress.bar(
@@ -238,20 +327,29 @@ class BalancedResidualKMeans:
         if init is not None:
           centers = init.codebooks[level]
         elif self.init_kmeans:
-          centers = kmeans.init(residual, num_codes=size, key=start_key)
-          centers = centers.codebook
+          draw_key, seed_key = jax.random.split(start_key)
+          seeds = kmeans.SEED_ROWS_PER_CODE * size
+          rows = kmeans.sample_rows(residual, seeds, draw_key, first=num_rows)
+          centers = kmeans.init(rows, num_codes=size, key=seed_key).codebook
         else:
-          centers = kmeans.random_rows(residual, size, start_key)
-        found = fit(
-          residual,
-          centers,
-          key=pass_key,
-          max_iters=self.max_iters,
-          order=self.order,
-        )
+          centers = kmeans.random_rows(
+            residual, size, start_key, first=num_rows
+          )
+        options = {
+          "max_iters": self.max_iters,
+          "order": self.order,
+          "windows": None,
+          "num_rows": num_rows,
+        }
+        if mesh is None:
+          found = _fit(residual, centers, pass_key, **options)
+        else:
+          found = _fit_sharded(
+            residual, *_whole(mesh, centers, pass_key), mesh=mesh, **options
+          )
         residual = subtract(residual, found.codebook, found.codes)
-        codebooks.append(found.codebook)
-        codes.append(np.asarray(found.codes))
+        codebooks.append(jnp.asarray(meshes.to_host(found.codebook)))
+        codes.append(meshes.to_host(found.codes)[:num_rows])
         inertias = np.asarray(found.inertias)
         curves[f"inertia/level_{level}"] = inertias[: int(found.num_iters)]
         advance(1)

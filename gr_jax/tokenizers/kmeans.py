@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int32
 from gr_jax.core import checks, lookup, nearest
 
 # Seeds are drawn from at most this many rows per code, chosen at random.
-_SEED_ROWS_PER_CODE = 64
+SEED_ROWS_PER_CODE = 64
 
 
 @no_type_check  # leaves may be shapes, or anything in a tree.map
@@ -77,7 +77,7 @@ def from_codebook(codebook: Float[Array, "K D"]) -> KMeansState:
 @functools.partial(jax.jit, static_argnames="num_codes")
 def _plus_plus(x: jax.Array, num_codes: int, key: jax.Array) -> jax.Array:
   sample_key, first_key, rest_key = jax.random.split(key, 3)
-  x = sample_rows(x, _SEED_ROWS_PER_CODE * num_codes, sample_key)
+  x = sample_rows(x, SEED_ROWS_PER_CODE * num_codes, sample_key)
   num_rows = x.shape[0]
   norms = jnp.sum(jnp.square(x), axis=-1)  # [N]
 
@@ -104,7 +104,11 @@ def _plus_plus(x: jax.Array, num_codes: int, key: jax.Array) -> jax.Array:
 
 
 def sample_rows(
-  x: Float[Array, "N D"], num_rows: int, key: jax.Array
+  x: Float[Array, "N D"],
+  num_rows: int,
+  key: jax.Array,
+  *,
+  first: int | None = None,
 ) -> Float[Array, "M D"]:
   """Returns min(N, num_rows) distinct rows at random, all in order if N fits.
 
@@ -112,14 +116,20 @@ def sample_rows(
     x: Rows.
     num_rows: How many are wanted at most, static.
     key: Random key.
+    first: Draws from the first so many rows alone: the others pad.
   """
-  if x.shape[0] <= num_rows:
-    return x
-  return x[jax.random.permutation(key, x.shape[0])[:num_rows]]
+  count = x.shape[0] if first is None else first
+  if count <= num_rows:
+    return x[:count]
+  return x[jax.random.permutation(key, count)[:num_rows]]
 
 
 def random_rows(
-  x: Float[Array, "N D"], num_rows: int, key: jax.Array
+  x: Float[Array, "N D"],
+  num_rows: int,
+  key: jax.Array,
+  *,
+  first: int | None = None,
 ) -> Float[Array, "M D"]:
   """Returns `num_rows` distinct rows in random order.
 
@@ -127,15 +137,17 @@ def random_rows(
     x: Rows.
     num_rows: How many, static, at most N.
     key: Random key.
+    first: Draws from the first so many rows alone: the others pad.
 
   Raises:
     InputError: Fewer rows than wanted.
   """
-  if x.shape[0] < num_rows:
+  count = x.shape[0] if first is None else first
+  if count < num_rows:
     raise checks.InputError(
-      f"Need N >= num_codes; got N={x.shape[0]}, num_codes={num_rows}."
+      f"Need N >= num_codes; got N={count}, num_codes={num_rows}."
     )
-  return x[jax.random.permutation(key, x.shape[0])[:num_rows]]
+  return x[jax.random.permutation(key, count)[:num_rows]]
 
 
 def sum_by_code(

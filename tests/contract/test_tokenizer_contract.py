@@ -59,6 +59,7 @@ SMALL = {
     **TRAINED,
   },
   "rvq": {"codebook_sizes": (8, 4), **TRAINED},
+  "sinkhorn_residual_kmeans": {"codebook_sizes": (8, 5), "max_iters": 5},
   "vq_vae": {
     "codebook_sizes": (8,),
     "hidden_dims": (8,),
@@ -69,7 +70,7 @@ SMALL = {
 # These fit no codebook, so they need no row per code.
 ANY_NUMBER_OF_ROWS = {"fsq", "lsh", "random"}
 # These give fitted rows codes that `encode` alone would not.
-OWN_CODES = {"balanced_residual_kmeans"}
+OWN_CODES = {"balanced_residual_kmeans", "sinkhorn_residual_kmeans"}
 
 
 @dataclasses.dataclass(frozen=True)

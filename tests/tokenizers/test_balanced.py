@@ -1,10 +1,12 @@
 """Algorithm 1: by hand, against a sort in NumPy, sizes, entropy, orders."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gr_jax.core import checks
+from gr_jax.core import mesh as meshes
 from gr_jax.tokenizers import balanced, codebook_stats
 
 
@@ -92,6 +94,22 @@ def test_passes_stop_when_nothing_changes(key):
     jnp.asarray(x), found.codebook, counts, jnp.arange(6)
   )
   np.testing.assert_array_equal(again, found.codes)
+
+
+@pytest.mark.parametrize("order", balanced.ORDERS)
+def test_eight_devices_fit_as_one(order, key):
+  x = whole_numbers(5, 157, 6, width=3, top=50)[0]
+  tokenizer = balanced.BalancedResidualKMeans(
+    codebook_sizes=(6,), max_iters=3, order=order
+  )
+  _, one = tokenizer.fit(x, key=key)
+  state, eight = tokenizer.fit(x, key=key, mesh=meshes.make_mesh(jax.devices()))
+  np.testing.assert_array_equal(eight.codes, one.codes)
+  np.testing.assert_allclose(
+    eight.curves["inertia/level_0"], one.curves["inertia/level_0"], rtol=1e-5
+  )
+  first = x[eight.codes[:, 0] == 2]
+  np.testing.assert_allclose(state.codebooks[0][2], first.mean(0), rtol=1e-5)
 
 
 def test_an_unknown_order_is_refused():
