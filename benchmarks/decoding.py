@@ -3,6 +3,8 @@
   python benchmarks/decoding.py --output=decoding.json         # on one GPU
   python benchmarks/decoding.py --static_checkout=STATIC --t5x_checkout=T5X
   python benchmarks/decoding.py --tiny                         # seconds on CPU
+  python benchmarks/decoding.py --cache=DIR --compile_only     # then, timed:
+  python benchmarks/decoding.py --cache=DIR --seconds=70
 
 Steps: random logits are given, so what is timed is the search alone: the
 normalizer (log-softmax), the trie's mask, selection of the beams, and
@@ -27,11 +29,9 @@ which takes minutes for some; the last variant of ours is compiled as usual.
 
 import argparse
 import concurrent.futures
-import dataclasses
 import json
 import os
 import pathlib
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -42,50 +42,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import decoding_peers  # noqa: E402, the path comes first
+import decoding_steps  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+from decoding_steps import CatalogSize, chained, time_calls  # noqa: E402
 
-from gr_jax.decoding import beam_search, scoring, selection, trie  # noqa: E402
+from gr_jax.decoding import trie  # noqa: E402
 from gr_jax.decoding.extension import Tuning  # noqa: E402
-
-
-@dataclasses.dataclass(frozen=True)
-class CatalogSize:
-  """A random catalog: N distinct IDs of L codes below V."""
-
-  num_items: int
-  num_codes: int
-  num_levels: int
-  skewed: bool = False  # Zipf-like codes, another order under every prefix
-
-  @property
-  def name(self) -> str:
-    """For tables."""
-    skewed = " skewed" if self.skewed else ""
-    return (
-      f"N {self.num_items:.0e} V {self.num_codes} L {self.num_levels}{skewed}"
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-  """All levels share the V tokens, as in STATIC's benchmark."""
-
-  codebook_sizes: tuple[int, ...]
-  append_eos: bool = False
-  eos_id: int = 0
-
-  @property
-  def level_offsets(self) -> tuple[int, ...]:
-    """First token of each level."""
-    return (0,) * len(self.codebook_sizes)
-
-  @property
-  def vocab_size(self) -> int:
-    """V."""
-    return self.codebook_sizes[0]
-
 
 LARGE = CatalogSize(20_000_000, 2048, 8)
 # (catalog, [(batch, beam)]), the most important first.
@@ -122,163 +86,6 @@ PLAIN_COMPILE = (
 TUNED_COMPILE = ({"xla_gpu_experimental_enable_fusion_autotuner": True}, {})
 COMPILE_SECONDS = 30.0
 MODEL_SECONDS = 50.0  # that a model's rows may take, compiling included
-# Selection alone: (batch, candidates, beams) that the first cells meet.
-SELECTIONS = [
-  (2, 4480, 70), (2, 2240, 70), (64, 3200, 50), (64, 1600, 50),
-  (64, 32000, 500), (64, 16000, 500), (64, 9000, 500), (16, 3200, 50),
-  (16, 400, 50), (64, 500, 500),
-]  # fmt: skip
-
-
-def make_codes(size: CatalogSize) -> np.ndarray:
-  """Returns distinct sorted IDs, [N, L]."""
-  rng = np.random.default_rng(0)
-  n, v, levels = size.num_items, size.num_codes, size.num_levels
-  per_word = min(levels, int(63 // np.log2(v)))
-  if size.skewed:
-    chance = 1.0 / (np.arange(v) + 3.0) ** 1.15
-    chance = np.cumsum(chance / chance.sum())
-    key = np.zeros(n, np.int64)
-    for _ in range(levels):
-      rank = np.searchsorted(chance, rng.random(n)).clip(0, v - 1)
-      key = key * v + (rank + (key * 2654435761 >> 7)) % v
-    per_word = levels
-    key = np.unique(key)
-  else:
-    # Sums of exponential gaps are sorted uniform numbers.
-    gaps = rng.exponential(size=n + 1)
-    key = np.cumsum(gaps)
-    key = (key[:-1] / key[-1] * v**per_word).astype(np.int64)
-    key = key[np.append(True, key[1:] > key[:-1])]
-  codes = np.empty((len(key), levels), np.uint16 if v > 256 else np.uint8)
-  for l in range(per_word - 1, -1, -1):
-    codes[:, l] = key % v
-    key //= v
-  for l in range(per_word, levels):
-    codes[:, l] = rng.integers(0, v, len(key))
-  return codes
-
-
-def chained(search: Callable[..., Any]) -> Callable[..., Any]:
-  """Runs `search(index, logits, nudge)` on each set of logits, in turn.
-
-  `search` returns any arrays, the first of them integers >= 0 [B, ...]. From
-  those comes the nudge, a zero that the next search has to wait for.
-  """
-  inner = jax.jit(search)
-
-  def run(index, logit_sets):
-    nudge, results = jnp.zeros((), jnp.float32), []
-    for logits in logit_sets:
-      result = inner(index, logits, nudge)
-      first = jax.tree.leaves(result)[0]
-      nudge = jnp.minimum(jnp.min(first), 0).astype(jnp.float32)
-      results.append(result)
-    return results
-
-  return run
-
-
-def our_search(
-  layout: Layout, batch: int, beam: int, tuning: Tuning, constrained: bool
-) -> Callable[..., Any]:
-  """Returns our search over given logits, for `chained`."""
-
-  def search(tree, logits, nudge):
-    def tokens_to_logits(tokens, cache, level):
-      given = logits[level][:, : tokens.shape[1]]
-      return (given + nudge if level == 0 else given), cache
-
-    result = beam_search.beam_search(
-      tokens_to_logits,
-      {},
-      tree,
-      layout,
-      batch_size=batch,
-      beam_width=beam,
-      constrained=constrained,
-      tuning=tuning,
-    )
-    # A free search leaves the catalog: its codes come first, never negative.
-    return result.codes, result.scores, result.item_index
-
-  return search
-
-
-def reference(
-  codes: np.ndarray, logits: list[np.ndarray], beam: int, by_id: bool
-) -> tuple[np.ndarray, np.ndarray]:
-  """Beam search in NumPy over sorted IDs; returns IDs [W, L], scores [W].
-
-  Args:
-    codes: Sorted IDs.
-    logits: Per level [>= W, V], rows by place of the beam.
-    beam: W.
-    by_id: Whether beams keep the order of their IDs (ours) or of their
-      scores (STATIC's); the result is best first either way.
-  """
-  low, high = np.array([0]), np.array([len(codes)])
-  score = np.zeros(1)
-  for l in range(codes.shape[1]):
-    x = logits[l][: len(low)].astype(np.float64)
-    top = x.max(1, keepdims=True)
-    x = x - top - np.log(np.exp(x - top).sum(1, keepdims=True))
-    totals, lows, highs = [], [], []
-    for place, (begin, end) in enumerate(zip(low, high, strict=True)):
-      column = codes[begin:end, l]
-      first = np.flatnonzero(np.append(True, column[1:] != column[:-1]))
-      totals.append(score[place] + x[place, column[first]])
-      lows.append(begin + first)
-      highs.append(begin + np.append(first[1:], end - begin))
-    totals, lows, highs = (np.concatenate(a) for a in (totals, lows, highs))
-    chosen = np.argsort(-totals, kind="stable")[:beam]
-    if by_id:
-      chosen = np.sort(chosen)
-    score, low, high = totals[chosen], lows[chosen], highs[chosen]
-  order = np.argsort(-score, kind="stable")
-  return codes[low[order]].astype(np.int64), score[order]
-
-
-def time_calls(
-  run: Callable[[], Any], units: int, tiny: bool
-) -> dict[str, float]:
-  """Times back-to-back calls; microseconds a unit, of which a call has many."""
-  jax.block_until_ready(run())
-  began = time.perf_counter()
-  jax.block_until_ready(run())
-  once = time.perf_counter() - began
-  calls = 2 if tiny else int(np.clip(0.03 / once, 3, 100))
-  times, dispatch = [], []
-  for _ in range(3 if tiny else 7):
-    began = time.perf_counter()
-    results = [run() for _ in range(calls)]
-    dispatch.append((time.perf_counter() - began) / (calls * units))
-    jax.block_until_ready(results)
-    times.append((time.perf_counter() - began) / (calls * units))
-    del results
-  return {
-    "us": statistics.median(times) * 1e6,
-    "spread_us": (max(times) - min(times)) * 1e6,
-    "dispatch_us": statistics.median(dispatch) * 1e6,
-  }
-
-
-def make_logits(
-  batch: int, beam: int, size: CatalogSize, num_sets: int
-) -> list[list[jax.Array]]:
-  """Random float32 logits, [B, 1, V] at the first level, then [B, W, V]."""
-  make = jax.jit(
-    lambda key, beams: (
-      2.0 * jax.random.normal(key, (batch, beams, size.num_codes))
-    ),
-    static_argnums=1,
-  )
-  keys = jax.random.split(jax.random.key(1), num_sets * size.num_levels)
-  keys = iter(keys)
-  return [
-    [make(next(keys), beam if l else 1) for l in range(size.num_levels)]
-    for _ in range(num_sets)
-  ]
 
 
 class Report:
@@ -374,18 +181,32 @@ class Bench:
   ):
     """Draws the catalog and builds our trie."""
     self.report, self.size, self.args = report, size, args
-    began = time.perf_counter()
-    self.codes = make_codes(size)
-    made = time.perf_counter()
-    self.layout = Layout((size.num_codes,) * size.num_levels)
-    tree = trie.build_trie(self.codes, self.layout.codebook_sizes)
-    value = {
-      "items": len(self.codes), "make_s": made - began,
-      "build_s": time.perf_counter() - made, "mb": tree.num_bytes / 1e6,
-      "max_children": [int(level.max_children) for level in tree.levels],
-    }  # fmt: skip
-    report.add("steps", f"{size.name} | index", value)
-    self.tree, self.static = jax.device_put(tree), None
+    self.layout = decoding_steps.Layout((size.num_codes,) * size.num_levels)
+    self._folder = None
+    if args.cache:
+      self._folder = pathlib.Path(args.cache) / size.name.replace(" ", "_")
+    kept = decoding_steps.load_arrays(self._folder, "trie")
+    if kept is None:
+      began = time.perf_counter()
+      self.codes = decoding_steps.make_codes(size)
+      made = time.perf_counter()
+      tree = trie.build_trie(self.codes, self.layout.codebook_sizes)
+      value = {
+        "items": len(self.codes), "make_s": made - began,
+        "build_s": time.perf_counter() - made, "mb": tree.num_bytes / 1e6,
+        "max_children": [int(level.max_children) for level in tree.levels],
+      }  # fmt: skip
+      report.add("steps", f"{size.name} | index", value)
+      arrays = {"codes": self.codes, **trie.to_arrays(tree)}
+      decoding_steps.save_arrays(self._folder, "trie", arrays)
+    else:
+      self.codes = kept["codes"]
+      tree = trie.from_arrays(kept)
+    self.tree, self.static = self._place(tree), None
+
+  def _place(self, arrays: Any) -> Any:
+    """Moves arrays to the device, unless nothing shall run there."""
+    return arrays if self.args.compile_only else jax.device_put(arrays)
 
   def add_static(self) -> None:
     """Builds STATIC's index, where there is a checkout."""
@@ -393,22 +214,29 @@ class Bench:
     if not self.args.static_checkout:
       return
     began = time.perf_counter()
+    kept = decoding_steps.load_arrays(self._folder, "static")
     try:
       self.static = decoding_peers.Static(
-        self.args.static_checkout, self.codes, self.size.num_codes
+        self.args.static_checkout, self.codes, self.size.num_codes, kept
       )
     except Exception as error:  # noqa: BLE001 (stands in the report)
       self.report.add("steps", name, failure(error))
       return
-    seconds = time.perf_counter() - began
-    value = {"build_s": seconds, "mb": self.static.num_bytes / 1e6}
-    self.report.add("steps", name, value)
+    if kept is None:
+      seconds = time.perf_counter() - began
+      value = {"build_s": seconds, "mb": self.static.num_bytes / 1e6}
+      self.report.add("steps", name, value)
+      arrays = self.static.to_arrays()
+      decoding_steps.save_arrays(self._folder, "static", arrays)
+    self.static.index = self._place(self.static.index)
 
   def row(self, batch: int, beam: int, name: str) -> Any:
     """Returns (search, index, order of the beams or None), None: no such."""
 
     def ours(tuning=Tuning(), constrained=True):  # noqa: B008, frozen
-      search = our_search(self.layout, batch, beam, tuning, constrained)
+      search = decoding_steps.our_search(
+        self.layout, batch, beam, tuning, constrained
+      )
       return search, self.tree, "id" if constrained else None
 
     if name.startswith("ours"):
@@ -451,12 +279,15 @@ class Bench:
         made = self.row(batch, beam, name)
         if made is not None:
           full = f"{size.name} B {batch} W {beam} | {name}"
-          jobs[full] = chained(made[0]), (made[1], logits)
+          shapes = decoding_steps.shapes_of(made[1])
+          jobs[full] = chained(made[0]), (shapes, logits)
           rows[full] = (batch, beam, num_sets), *made[1:]
     programs = compile_all(self.report, jobs, options)
     logits, current = None, None
     for full, (cell, index, order) in rows.items():
       program, compile_s = programs[full]
+      if self.args.compile_only and not isinstance(program, dict):
+        program = {"compile_s": compile_s}
       if isinstance(program, dict):
         self.report.add("steps", full, program)
         continue
@@ -466,7 +297,7 @@ class Bench:
       if cell != current:
         logits = None  # frees the last cell's
         batch, beam, num_sets = current = cell
-        logits = make_logits(batch, beam, size, num_sets)
+        logits = decoding_steps.make_logits(batch, beam, size, num_sets)
       try:
         value = time_calls(
           lambda p=program, i=index, x=logits: p(i, x),
@@ -485,7 +316,7 @@ class Bench:
     """Share of the last request's IDs that stand where NumPy has them."""
     found = np.asarray(jax.tree.leaves(result)[0][-1])  # [W, L]
     sample = [np.asarray(level[-1]) for level in logits]
-    want, _ = reference(self.codes, sample, beam, by_id)
+    want, _ = decoding_steps.reference(self.codes, sample, beam, by_id)
     return float(np.mean(np.all(found[: len(want)] == want, axis=1)))
 
 
@@ -514,8 +345,9 @@ def micro_rows(
   programs = compile_all(report, jobs)
   for name, (_, shape) in functions.items():
     program, _ = programs[name]
-    if isinstance(program, dict):
-      report.add(section, name, program)
+    if isinstance(program, dict) or args.compile_only:
+      if isinstance(program, dict):
+        report.add(section, name, program)
       continue
     if report.left < 3:
       report.skip(f"{section} {name}")
@@ -529,54 +361,6 @@ def micro_rows(
     except Exception as error:  # noqa: BLE001 (stands in the report)
       value = failure(error)
     report.add(section, name, value)
-
-
-def selections(tiny: bool) -> dict[str, Any]:
-  """Ways to select k of n, alone, for `micro_rows`."""
-  found = {}
-  for batch, n, k in [(2, 96, 5)] if tiny else SELECTIONS:
-    shape = f"B {batch} n {n} k {k}"
-    if k == n:
-      for method in ("auto", "sort"):
-        found[f"{shape} | rank all, {method}"] = (
-          lambda x, m=method: selection.best_first(x, method=m),
-          (batch, n),
-        )
-      continue
-    for method in selection.METHODS:
-      if method == "count" and batch * n * n > 2e9:
-        continue
-      found[f"{shape} | {method}"] = (
-        lambda x, k=k, m=method: selection.best_in_order(x, k, method=m),
-        (batch, n),
-      )
-    found[f"{shape} | lax.top_k"] = (
-      lambda x, k=k: jax.lax.top_k(x, k)[1],
-      (batch, n),
-    )
-  return found
-
-
-def normalizers(tiny: bool) -> dict[str, Any]:
-  """Ways to normalize logits, alone, for `micro_rows`."""
-  shapes = [(2, 5, 64)] if tiny else [(2, 70, 2048), (64, 50, 2048)]
-  shapes += [] if tiny else [(64, 500, 2048)]
-  found = {}
-  for shape in shapes:
-    for method in scoring.NORMALIZERS[1:]:
-
-      def normalize(x, method=method):
-        log_norm = scoring.log_normalizer(x, method=method)
-        return jnp.zeros(x.shape[0], jnp.int32), log_norm
-
-      found[f"{shape} | {method}"] = (normalize, shape)
-
-    def group_maxima(x):
-      grouped = x.reshape(*x.shape[:2], -1, 32)
-      return jnp.zeros(x.shape[0], jnp.int32), jnp.max(grouped, axis=-1)
-
-    found[f"{shape} | maxima of groups of 32"] = (group_maxima, shape)
-  return found
 
 
 def model_rows(report: Report, args: argparse.Namespace) -> None:
@@ -602,6 +386,8 @@ def model_rows(report: Report, args: argparse.Namespace) -> None:
       except Exception as error:  # noqa: BLE001 (stands in the report)
         value = failure(error)
       report.add("model", f"{name} B {batch} W {beam}", value)
+  if args.compile_only:
+    return
   for batch in batches:
     name = f"Hugging Face generate B {batch} W {beam}"
     if report.left < 15 and not args.tiny:
@@ -626,7 +412,19 @@ def main() -> None:
   parser.add_argument("--t5x_checkout", default="", help="folder of T5X")
   parser.add_argument("--sections", default="steps,model,micro")
   parser.add_argument("--tiny", action="store_true", help="a CPU smoke run")
+  parser.add_argument("--cache", default="", help="folder of programs, indices")
+  parser.add_argument(
+    "--compile_only",
+    action="store_true",
+    help="fill the cache; only the whole model runs, a few times",
+  )
   args = parser.parse_args()
+  if args.compile_only and not args.cache:
+    parser.error("--compile_only needs --cache")
+  if args.cache:
+    jax.config.update("jax_compilation_cache_dir", f"{args.cache}/programs")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
   report = Report(args.output, args.seconds)
   for name in ("static", "t5x"):
     if not getattr(args, f"{name}_checkout"):
@@ -652,8 +450,10 @@ def main() -> None:
     large.run(cells, ["ours free", "STATIC 30", "T5X free"])
     large.run(cells, list(VARIANTS))
   if "micro" in sections:
-    micro_rows(report, "normalizer", normalizers(args.tiny), args)
-    micro_rows(report, "selection", selections(args.tiny), args)
+    micro_rows(
+      report, "normalizer", decoding_steps.normalizers(args.tiny), args
+    )
+    micro_rows(report, "selection", decoding_steps.selections(args.tiny), args)
   if "steps" in sections and not args.tiny:
     for size, cells in REST:
       if report.left < 20 + size.num_items / 1e6:
@@ -662,8 +462,9 @@ def main() -> None:
       bench = Bench(report, size, args)
       bench.add_static()
       bench.run(cells, ["ours", "ours free", "STATIC exact"])
-  if large is not None:
-    # As JAX compiles by default, last: what is given up goes on and disturbs.
+  if large is not None and not args.compile_only:
+    # As JAX compiles by default, last: it runs candidates on the device even
+    # while compiling, and what is given up goes on and disturbs.
     large.run(grid[0][1][:2], ["ours, tuned"], TUNED_COMPILE)
   print(f"{report.left:.0f} s left.", flush=True)
   # Compilations that were given up on would hold up an orderly exit.

@@ -6,7 +6,7 @@ import statistics
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -39,20 +39,34 @@ USER_BUCKETS, INPUT_LENGTH = 2000, 82
 class Static:
   """A catalog in STATIC's index, and its beam search over given logits."""
 
-  def __init__(self, checkout: str, codes: np.ndarray, num_codes: int):
-    """Imports STATIC from a checkout and builds the index."""
+  def __init__(
+    self,
+    checkout: str,
+    codes: np.ndarray,
+    num_codes: int,
+    kept: Mapping[str, np.ndarray] | None = None,
+  ):
+    """Imports STATIC from a checkout; builds the index unless it was kept."""
     if checkout not in sys.path:
       sys.path.insert(0, checkout)
     builder = importlib.import_module("static_decoding.csr_utils")
     self._decoding = importlib.import_module("static_decoding.decoding_jax")
     self.num_codes, self.num_levels = num_codes, codes.shape[1]
-    csr, starts, self.branches, *dense = builder.build_static_index(
-      codes, num_codes, dense_lookup_layers=2
-    )
-    self.branches = tuple(int(b) for b in self.branches)
-    arrays = (csr, starts, *dense)
-    self.num_bytes = sum(array.nbytes for array in arrays)
-    self.index = jax.device_put(arrays)
+    if kept is None:
+      csr, starts, branches, *dense = builder.build_static_index(
+        codes, num_codes, dense_lookup_layers=2
+      )
+      self.index = (csr, starts, *dense)
+    else:
+      branches = kept["branches"]
+      self.index = tuple(kept[f"array_{i}"] for i in range(len(kept) - 1))
+    self.branches = tuple(int(b) for b in branches)
+    self.num_bytes = sum(array.nbytes for array in self.index)
+
+  def to_arrays(self) -> dict[str, np.ndarray]:
+    """Returns what `kept` takes."""
+    arrays = {f"array_{i}": array for i, array in enumerate(self.index)}
+    return {"branches": np.array(self.branches), **arrays}
 
   def search(
     self, batch: int, beam: int, candidates: int
