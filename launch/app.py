@@ -6,6 +6,7 @@ import pathlib
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -51,8 +52,9 @@ _COMPILATION_CACHE = flags.DEFINE_string(
 
 
 def run(
-  main: Callable[[stages.RunConfig, stages.Workdir], None],
+  main: Callable[[Any, stages.Workdir], None],
   *,
+  settings: type[Any] = stages.RunConfig,
   with_arguments: Callable[[list[str]], None] | None = None,
 ) -> None:
   """Runs a main on its settings and workdir.
@@ -64,6 +66,7 @@ def run(
 
   Args:
     main: Takes the settings and the workdir.
+    settings: What `from_dict` of makes the settings out of a config's content.
     with_arguments: Called in its place with the arguments that are no flags,
       if there are any; a main without it refuses them.
   """
@@ -82,10 +85,10 @@ def run(
       if not _WORKDIR.value:
         raise stages.InputError("Where to? Give --workdir=FOLDER.")
       workdir = stages.Workdir(pathlib.Path(_WORKDIR.value))
-      config = (
-        workdir.read_config()
+      config = settings.from_dict(
+        workdir.read_sections()
         if _CONFIG.value is None
-        else stages.RunConfig.from_dict(_CONFIG.value.to_dict())
+        else _CONFIG.value.to_dict()
       )
       _join(config)
       main(config, workdir)
@@ -111,7 +114,7 @@ def _is_distributed() -> bool:
   return _NUM_PROCESSES.value > 1 or _COORDINATOR.value == "auto"
 
 
-def _join(config: stages.RunConfig) -> None:
+def _join(config: Any) -> None:
   """Joins the job's other processes, if there are any.
 
   Raises:

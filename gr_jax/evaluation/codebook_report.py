@@ -121,7 +121,7 @@ def page(
     *(f'<p class="alarm">⚠ {html.escape(a)}</p>' for a in measures["alarms"]),
     *(f'<h2 id="{key}">{title}</h2>\n{body}' for title, key, body in sections),
   ]
-  return _document(run.name, "\n".join(parts))
+  return document(run.name, "\n".join(parts))
 
 
 def comparison_page(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -165,7 +165,7 @@ def comparison_page(runs: Sequence[Mapping[str, Any]]) -> str:
       f"<div>{_image(figures.hit_rates(rates), 'Hit rates of all runs')}</div>"
     )
   body.append("</div>")
-  return _document("Tokenizers compared", "\n".join(body), wide=True)
+  return document("Tokenizers compared", "\n".join(body), wide=True)
 
 
 def comparison(
@@ -199,7 +199,8 @@ def comparison_markdown(runs: Sequence[Mapping[str, Any]]) -> str:
   return "\n".join(lines) + "\n"
 
 
-def _document(title: str, body: str, *, wide: bool = False) -> str:
+def document(title: str, body: str, *, wide: bool = False) -> str:
+  """Returns a self-contained HTML page around a body."""
   style = _CSS.replace("1060px", "1640px") if wide else _CSS
   return (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -1,6 +1,7 @@
 """Stage 10: the trained generator beside the baselines, on the test items."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -60,6 +61,8 @@ def predict_test(
       }
       for replica in range(generator_stage.num_replicas(saved))
     ]
+  denied = denied_items(stored.interactions, examples)
+  started = time.monotonic()
   predictions = decode(
     config,
     saved,
@@ -67,13 +70,17 @@ def predict_test(
     tries.load(workdir, live),
     stored.interactions,
     examples,
-    denied_items(stored.interactions, examples),
+    denied,
   )
+  seconds = time.monotonic() - started
+  decoded = len(predictions) * len(denied) * examples.num_examples
   arrays = {}
   for replica, lists in enumerate(predictions):
     for form, each in lists.items():
       arrays |= artifact.prefixed(vars(each), f"replica_{replica}/{form}")
-  workdir.save("predictions", section, arrays, parents)
+  # Compiling is part of it.
+  facts = {"users_per_second": decoded / seconds}
+  workdir.save("predictions", section, arrays, parents, facts)
   return predictions
 
 

@@ -33,7 +33,7 @@ class Workdir:
     """Checkpoints, metrics and TensorBoard events of the training run."""
     return self.root / "training"
 
-  def write_config(self, config: RunConfig) -> None:
+  def write_config(self, config: Any) -> None:
     """Stores the settings, for mains that are started without a config."""
     if not processes.is_first():
       return
@@ -42,7 +42,15 @@ class Workdir:
     (self.root / _CONFIG).write_text(text + "\n")
 
   def read_config(self) -> RunConfig:
-    """Returns the settings that the workdir was made with.
+    """Returns the settings that the workdir's run was made with.
+
+    Raises:
+      InputError: It holds none.
+    """
+    return RunConfig.from_dict(self.read_sections())
+
+  def read_sections(self) -> dict[str, Any]:
+    """Returns the content of the config that the workdir was made with.
 
     Raises:
       InputError: It holds none.
@@ -52,7 +60,7 @@ class Workdir:
       raise checks.InputError(
         f"No run in {str(self.root)!r}; start it with --config=configs/..."
       )
-    return RunConfig.from_dict(json.loads(path.read_text()))
+    return json.loads(path.read_text())
 
   def load(self, kind: str) -> artifact.Artifact:
     """Reads and verifies the artifact of this kind.

@@ -1,0 +1,267 @@
+"""The handbook's results as tables, verdicts and correlations; reads no files.
+
+A record is one cell's result on one data set:
+
+  grid, name     which cell
+  error          why there is no result; the other keys are then missing
+  metrics        form -> metric -> a value a replica, over all test users
+  baselines      row -> form -> metric -> value
+  codebook       measure -> number, of the tokenizer and its codes
+  facts          number of parameters, seconds and the like
+"""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib.figure
+import numpy as np
+
+from gr_jax.evaluation import claims, codebook_report, metrics, report
+
+Record = Mapping[str, Any]
+DataSets = Mapping[str, Sequence[Record]]
+_METRIC = metrics.RECALL_10  # what publications report
+_TARGET = metrics.NDCG_10  # what codebook measures are correlated with
+_FORM = report.NOTHING_REMOVED
+_COLUMNS = tuple(
+  (form, metric) for form in report.FORMS for metric in report.DECIDING
+)
+_FORM_TITLES = {
+  report.NOTHING_REMOVED: "nothing removed",
+  report.HISTORY_REMOVED: "history removed",
+}
+# Grids whose cells differ in their codes alone, and can be correlated.
+_CODE_GRIDS = ("tokenizer", "shape", "balance", "codebook", "embedding")
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # header, rows
+
+
+def grid_table(records: Sequence[Record], grid: str) -> Table:
+  """Returns a grid's cells, and the baselines below them."""
+  header = [
+    "cell",
+    *(f"{metric}, {_FORM_TITLES[form]}" for form, metric in _COLUMNS),
+    "replicas",
+    "collision rate",
+    "decoding, users/s",
+    "minutes",
+  ]
+  rows = []
+  chosen = [r for r in records if r["grid"] == grid]
+  for record in chosen:
+    if "error" in record:
+      rows.append([record["name"], record["error"], *[""] * (len(header) - 2)])
+      continue
+    estimates = [
+      metrics.student_interval(np.array(record["metrics"][form][metric]))
+      for form, metric in _COLUMNS
+    ]
+    facts = record["facts"]
+    rows.append(
+      [
+        record["name"],
+        *map(_estimate, estimates),
+        str(estimates[0].count),
+        f"{record['codebook']['collision_rate']:.1%}",
+        f"{facts['users_per_second']:,.0f}",
+        f"{record['seconds'] / 60:.1f}",
+      ]
+    )
+  measured = [r for r in chosen if "error" not in r]
+  if measured:
+    for row, forms in measured[0]["baselines"].items():
+      cells = [f"{forms[form][metric]:.4f}" for form, metric in _COLUMNS]
+      rows.append([f"*{report.label(row)}*", *cells, "", "", "", ""])
+  return header, rows
+
+
+def claims_table(data_sets: DataSets) -> Table:
+  """Returns every claim with our figures and a verdict."""
+  header = ["claim", "source", "published"]
+  header += [f"{name}: first, second, difference" for name in data_sets]
+  header += ["verdict"]
+  rows = []
+  for claim in claims.CLAIMS:
+    found = {}
+    for name, records in data_sets.items():
+      values = [
+        _replicas(records, cell) for cell in (claim.first, claim.second)
+      ]
+      if all(v is not None for v in values):
+        found[name] = claims.difference(*values)
+    published = "–"
+    if claim.published:
+      published = "{:.4f}, {:.4f}".format(*claim.published)
+    rows.append(
+      [
+        claim.text,
+        claim.source,
+        published,
+        *(_difference(found.get(name)) for name in data_sets),
+        claims.verdict(claim, found),
+      ]
+    )
+  return header, rows
+
+
+def correlation_points(
+  records: Sequence[Record],
+) -> tuple[dict[str, list[float]], list[float]]:
+  """Returns codebook measures of the cells that differ in codes, and NDCG@10.
+
+  A cell that several grids name counts once.
+  """
+  measures: dict[str, list[float]] = {}
+  target, seen = [], set()
+  for record in records:
+    if record["grid"] not in _CODE_GRIDS or "error" in record:
+      continue
+    values = tuple(sorted(record["codebook"].items()))
+    if values in seen:
+      continue
+    seen.add(values)
+    for name, value in values:
+      measures.setdefault(name, []).append(value)
+    target.append(float(np.mean(record["metrics"][_FORM][_TARGET])))
+  return measures, target
+
+
+def correlation_table(data_sets: DataSets) -> Table:
+  """Returns each codebook measure's rank correlation with NDCG@10."""
+  header = ["measure", *(f"{name}: rho (p, cells)" for name in data_sets)]
+  points = {n: correlation_points(records) for n, records in data_sets.items()}
+  names = {name: None for measures, _ in points.values() for name in measures}
+  rows = []
+  for name in names:
+    cells = []
+    for measures, target in points.values():
+      rho, p = claims.rank_correlation(measures.get(name, []), target)
+      text = "–" if np.isnan(rho) else f"{rho:+.2f} ({p:.3f}, {len(target)})"
+      cells.append(text)
+    rows.append([name, *cells])
+  return header, rows
+
+
+def markdown(data_sets: DataSets) -> str:
+  """Returns claims, correlations and every grid as Markdown."""
+  parts = []
+  for title, text, (header, rows) in _sections(data_sets):
+    lines = ["| " + " | ".join(header) + " |"]
+    lines.append("| --- |" + " ---: |" * (len(header) - 1))
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    parts.append(f"## {title}\n\n{text}\n\n" + "\n".join(lines) + "\n")
+  return "\n".join(parts)
+
+
+def page(data_sets: DataSets) -> str:
+  """Returns the same as a self-contained HTML page, with plots."""
+  parts = ["<h1>Handbook</h1>"]
+  for index, (title, text, (header, rows)) in enumerate(_sections(data_sets)):
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = "".join(
+      "<tr>" + "".join(f"<td>{_escape(cell)}</td>" for cell in row) + "</tr>"
+      for row in rows
+    )
+    parts.append(
+      f"<h2>{html.escape(title)}</h2><p>{html.escape(text)}</p>"
+      f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+      f"<tbody>{body}</tbody></table></div>"
+    )
+    if index == 1:
+      parts += [
+        f'<img src="{uri}" alt="Codebook measures against NDCG@10, {name}">'
+        for name, uri in _plots(data_sets)
+      ]
+  return codebook_report.document("Handbook", "\n".join(parts), wide=True)
+
+
+def _sections(data_sets: DataSets) -> list[tuple[str, str, Table]]:
+  sections = [
+    (
+      "Published claims",
+      f"{_METRIC}, nothing removed from the ranking: means over replicas and "
+      "the 95 % interval of their difference (Welch). Held: the interval lies "
+      "on the claimed side of 0; of claims that two are level, within "
+      f"{claims.LEVEL_MARGIN:.0%} of the second. Depends: the interval does "
+      "not decide, or data sets disagree.",
+      claims_table(data_sets),
+    ),
+    (
+      "What predicts the recommendation",
+      f"Spearman's rank correlation of codebook measures with {_TARGET} over "
+      "the cells that differ in their codes.",
+      correlation_table(data_sets),
+    ),
+  ]
+  for name, records in data_sets.items():
+    for grid in dict.fromkeys(record["grid"] for record in records):
+      sections.append(
+        (
+          f"{name}: {grid}",
+          "Means ± half of Student's 95 % interval over replicas; baselines in "
+          "italics. Minutes are of the cell's own work: stages that it shares "
+          "with an earlier cell took none.",
+          grid_table(records, grid),
+        )
+      )
+  return sections
+
+
+def _replicas(records: Iterable[Record], cell: claims.Cell) -> Any:
+  for record in records:
+    if (record["grid"], record["name"]) == cell and "error" not in record:
+      return np.array(record["metrics"][_FORM][_METRIC], np.float64)
+  return None
+
+
+def _estimate(estimate: metrics.Estimate) -> str:
+  if np.isnan(estimate.low):
+    return f"{estimate.mean:.4f}"
+  return f"{estimate.mean:.4f} ± {estimate.half_width:.4f}"
+
+
+def _difference(found: claims.Difference | None) -> str:
+  if found is None:
+    return claims.NOT_MEASURED
+  text = f"{found.first:.4f}, {found.second:.4f}"
+  if np.isnan(found.low):
+    return f"{text}, one replica"
+  return f"{text}, {found.low:+.4f} to {found.high:+.4f}"
+
+
+def _escape(cell: str) -> str:
+  if cell.startswith("*") and cell.endswith("*"):
+    return f"<em>{html.escape(cell[1:-1])}</em>"
+  return html.escape(cell)
+
+
+def _plots(data_sets: DataSets) -> list[tuple[str, str]]:
+  """Returns small multiples of every measure against the metric, as URIs."""
+  images = []
+  for name, records in data_sets.items():
+    measures, target = correlation_points(records)
+    varied = {k: v for k, v in measures.items() if np.ptp(v) > 0}
+    if len(target) < 3 or not varied:
+      continue
+    columns = 4
+    count = -(-len(varied) // columns)
+    figure = matplotlib.figure.Figure(
+      figsize=(3.2 * columns, 2.6 * count), layout="constrained"
+    )
+    axes = figure.subplots(count, columns, squeeze=False).ravel()
+    for axis, (measure, values) in zip(axes, varied.items(), strict=False):
+      rho, _ = claims.rank_correlation(values, target)
+      axis.scatter(values, target, s=14)
+      axis.set_title(f"{measure} (rho {rho:+.2f})", fontsize=9)
+      axis.tick_params(labelsize=7)
+    for axis in axes[len(varied) :]:
+      axis.set_visible(False)
+    figure.supylabel(f"{_TARGET}, {name}", fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    images.append((name, f"data:image/svg+xml;base64,{data}"))
+  return images

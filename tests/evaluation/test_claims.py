@@ -1,0 +1,59 @@
+"""Verdicts on published claims follow the intervals."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from gr_jax.evaluation import claims
+from gr_jax.evaluation.claims import DEPENDS, DID_NOT_HOLD, HELD
+
+
+def test_interval_of_a_difference_by_hand():
+  first, second = np.array([3.0, 4.0, 5.0]), np.array([1.0, 1.5, 2.0, 1.5])
+  found = claims.difference(first, second)
+  variances = first.var(ddof=1) / 3, second.var(ddof=1) / 4
+  freedom = sum(variances) ** 2 / (
+    variances[0] ** 2 / 2 + variances[1] ** 2 / 3
+  )
+  half = scipy.stats.t.ppf(0.975, freedom) * sum(variances) ** 0.5
+  np.testing.assert_allclose(
+    [found.low, found.high], [2.5 - half, 2.5 + half], rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize(
+  ("low", "high", "above", "level"),
+  [
+    (0.2, 0.3, HELD, DID_NOT_HOLD),
+    (-0.3, -0.2, DID_NOT_HOLD, DID_NOT_HOLD),
+    (-0.1, 0.3, DEPENDS, DEPENDS),
+    (0.01, 0.04, HELD, HELD),
+    (-0.04, 0.04, DEPENDS, HELD),
+  ],
+)
+def test_verdicts(low, high, above, level):
+  found = claims.Difference(first=1.0, second=1.0, low=low, high=high)
+  assert found.verdict(level=False) == above
+  assert found.verdict(level=True) == level
+
+
+def test_one_replica_decides_nothing():
+  found = claims.difference(np.array([0.9]), np.array([0.1]))
+  assert found.verdict(level=False) == DEPENDS
+  assert found.verdict(level=True) == DEPENDS
+
+
+def test_data_sets_that_disagree():
+  claim = claims.CLAIMS[0]
+  up = claims.Difference(1.0, 0.5, 0.4, 0.6)
+  down = claims.Difference(0.5, 1.0, -0.6, -0.4)
+  assert claims.verdict(claim, {"a": up, "b": up}) == HELD
+  assert claims.verdict(claim, {"a": up, "b": down}) == DEPENDS
+  assert claims.verdict(claim, {}) == claims.NOT_MEASURED
+
+
+def test_rank_correlation():
+  rho, p = claims.rank_correlation([1.0, 2.0, 3.0, 4.0], [1.0, 8.0, 27.0, 64.0])
+  assert rho == pytest.approx(1.0)
+  assert p < 0.05
+  assert np.isnan(claims.rank_correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0])[0])
