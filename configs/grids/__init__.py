@@ -30,4 +30,5 @@ def handbook(arg: str, **grids: Cells) -> config_dict.ConfigDict:
   """Returns the settings of a handbook of these grids, in this order."""
   c = base(arg)
   c.grids = {name: dict(cells) for name, cells in grids.items()}
+  c.grid_order = tuple(grids)  # a ConfigDict sorts its keys
   return c

@@ -133,7 +133,7 @@ def correlation_table(data_sets: DataSets) -> Table:
   """Returns each codebook measure's rank correlation with NDCG@10."""
   header = ["measure", *(f"{name}: rho (p, cells)" for name in data_sets)]
   points = {n: correlation_points(records) for n, records in data_sets.items()}
-  names = {name: None for measures, _ in points.values() for name in measures}
+  names = dict.fromkeys(n for measures, _ in points.values() for n in measures)
   rows = []
   for name in names:
     cells = []
@@ -150,7 +150,7 @@ def markdown(data_sets: DataSets) -> str:
   parts = []
   for title, text, (header, rows) in _sections(data_sets):
     lines = ["| " + " | ".join(header) + " |"]
-    lines.append("| --- |" + " ---: |" * (len(header) - 1))
+    lines.append("|" + " --- |" * len(header))
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     parts.append(f"## {title}\n\n{text}\n\n" + "\n".join(lines) + "\n")
   return "\n".join(parts)

@@ -25,7 +25,7 @@ from gr_jax.stages.config import SECTIONS, RunConfig
 from gr_jax.stages.preemption import Stopped
 from gr_jax.stages.workdir import Workdir
 
-GRIDS = "grids"
+_GRIDS, _ORDER = "grids", "grid_order"
 # The sections that each artifact is decided by, after those before it.
 _STAGES = {
   "dataset": ("data",),
@@ -66,21 +66,23 @@ class HandbookConfig:
 
     Args:
       config: A run's sections, and `grids`: grid -> cell -> section ->
-        changes. A change that has a name replaces its section.
+        changes. A change that has a name replaces its section. `grid_order`
+        names the grids, the first to be run first.
 
     Raises:
       InputError: No grid, or a cell that a run would refuse.
     """
     sections = artifact.canonical(dict(config))
-    grids = sections.get(GRIDS)
-    if not grids:
+    grids, order = sections.get(_GRIDS), sections.get(_ORDER)
+    if not grids or sorted(grids) != sorted(order or ()):
       raise checks.InputError(
-        "The config has no 'grids'; start from configs/handbook.py."
+        "The config has no 'grids', or others than 'grid_order' names; start "
+        "from configs/handbook.py."
       )
-    base = {key: sections[key] for key in sections if key != GRIDS}
+    base = {k: v for k, v in sections.items() if k not in (_GRIDS, _ORDER)}
     cells = []
-    for grid, named in grids.items():
-      for name, changes in named.items():
+    for grid in order:
+      for name, changes in grids[grid].items():
         try:
           run = RunConfig.from_dict(_changed(base, changes))
         except checks.InputError as error:

@@ -35,6 +35,7 @@ def test_every_cell_of_the_handbook_is_a_valid_run():
     found = stage.HandbookConfig.from_dict(handbook.get_config(arg).to_dict())
     names = [(cell.grid, cell.name) for cell in found.cells]
     assert len(set(names)) == len(names) > 50
+    assert names[0][0] == "tokenizer"  # what decides most is run first
 
 
 def test_cells_with_equal_stages_share_them(finished):
@@ -95,7 +96,11 @@ def test_refusals(finished, tmp_path):
     stage.HandbookConfig.from_dict(base)
   with pytest.raises(InputError, match=r"Cell a/b: .*'residual_mean'"):
     stage.HandbookConfig.from_dict(
-      base | {"grids": {"a": {"b": {"tokenizer": {"name": "residual_mean"}}}}}
+      base
+      | {
+        "grids": {"a": {"b": {"tokenizer": {"name": "residual_mean"}}}},
+        "grid_order": ["a"],
+      }
     )
   config = stage.HandbookConfig.from_dict(
     grids.handbook("smoke", **CELLS).to_dict()
