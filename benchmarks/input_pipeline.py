@@ -81,17 +81,18 @@ def _device(world, key) -> float:
   data = windows.training_data(interactions, catalog, vocabulary, examples)
   size, steps = _BATCH_SIZE.value, 50
   mesh = mesh_lib.make_mesh(jax.devices()[:1])
-  loader = loaders.DeviceLoader.create(data, layout, mesh, batch_size=size)
+  loader = loaders.DeviceLoader(data, layout, mesh, batch_size=size)
 
   @jax.jit
   def many(first, data):
-    def one(total, number):
-      batch = loader.sampler.cut(data, key, number)
+    def one(total, index):
+      batch = loader.sampler.cut(data, index)
       # Something that needs every token, so that none is left unmade.
       return total + batch.inputs.sum() + batch.targets.sum(), None
 
     numbers = first + jnp.arange(steps, dtype=jnp.int32)
-    return jax.lax.scan(one, jnp.int32(0), numbers)[0]
+    index = loader.sampler.indices(numbers, key[None])[:, 0]
+    return jax.lax.scan(one, jnp.int32(0), index)[0]
 
   first = jnp.int32(0)
   return _rate(

@@ -1,5 +1,7 @@
 r"""Times training of the generator beside Hugging Face's T5.
 
+  export JAX_COMPILATION_CACHE_DIR=/tmp/jax_cache
+  python benchmarks/train_generator.py --compile_only   # fills the cache
   python benchmarks/train_generator.py                  # all, on one GPU
   python benchmarks/train_generator.py --rows library --batches 1024
   python benchmarks/train_generator.py --tiny           # seconds on a CPU
@@ -8,34 +10,40 @@ r"""Times training of the generator beside Hugging Face's T5.
 bfloat16 with float32 parameters, AdamW. Full windows are 82 tokens in and 4
 out, none of them padding, which packing cannot shorten; mixed windows are as
 long as Amazon Beauty's. Our rows time `gr_jax.training.step` as the trainer
-runs it, batches cut on the device, all replicas' examples counted. Programs
-compile side by side, then run one after the other; each peer is a process of
-its own. Prints one line a row; writes all as JSON to --output.
+runs it, batches cut on the device, all replicas' examples counted. The rows
+of the library share a process, each peer has its own. Prints a line as soon
+as a row is measured; writes all so far as JSON to --output.
 """
 
 import argparse
-import concurrent.futures
 import json
 import os
 import pathlib
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-# Of the library: windows, dropout rate, replicas, batch sizes (all if none).
+# Of the library, in order of worth: windows, dropout rate, replicas, batch.
 ROWS: dict[str, dict[str, Any]] = {
-  "full windows": {},
-  "full, no dropout": {"rate": 0.0, "batches": [1024]},
-  "full, 3 replicas": {"replicas": 3, "batches": [1024]},
-  "mixed windows": {"mixed": True},
-  "mixed, 3 replicas": {"mixed": True, "replicas": 3, "batches": [1024]},
+  "full windows": {"batch": 1024},
+  "full at 4096": {"batch": 4096},
+  "mixed x 3 replicas": {"mixed": True, "replicas": 3, "batch": 1024},
+  "mixed windows": {"mixed": True, "batch": 1024},
+  "full x 3 replicas": {"replicas": 3, "batch": 1024},
+  "full without dropout": {"rate": 0.0, "batch": 1024},
 }
-PEERS = {"hf eager": "eager", "hf compile": "compile"}
+PEERS = {
+  "hf compile": ("compile", 1024),
+  "hf compile 4096": ("compile", 4096),
+  "hf eager": ("eager", 1024),
+}
 HISTORY, LEVELS, CODES, USERS, ITEMS = 20, 4, 256, 2000, 12_101
 VOCAB = 3072  # 2 + 2000 user buckets + 4 x 256, padded
 # Percent of Amazon Beauty's training windows that hold 1, 2, ... 20 items.
@@ -71,26 +79,29 @@ def flops_per_example(cfg: dict[str, int]) -> float:
   return 3.0 * 2.0 * total
 
 
-def library_rows(args: argparse.Namespace) -> dict[str, Any]:
-  """Compiles every program of `ROWS`, then times one after the other."""
+def library_rows(args: argparse.Namespace) -> None:
+  """Times the rows of the library, printing each as JSON at once."""
+  import jax
+
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-  programs = {}
-  with concurrent.futures.ThreadPoolExecutor(8) as pool:
-    for name, row in ROWS.items():
-      for batch_size in args.batches:
-        if batch_size in row.get("batches", args.batches):
-          made = make_program(row, batch_size, args)
-          programs[name, batch_size] = made, pool.submit(compiled, made)
-  results: dict[str, Any] = {}
-  for (name, batch_size), (made, waiting) in programs.items():
-    run, compile_s = waiting.result()
-    seconds, loss = time_program(run, made, args)
-    per_step = batch_size * ROWS[name].get("replicas", 1)
-    rates = results.setdefault(name, {"rates": {}})["rates"]
-    rates[str(batch_size)] = summary(seconds, per_step, loss, compile_s, args)
-    if ROWS[name].get("mixed"):
-      del rates[str(batch_size)]["mfu"]  # it counts full windows
-  return results
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+  for name in args.library:
+    row = ROWS[name]
+    batch_size = 32 if args.tiny else row["batch"]
+    made = make_program(row, batch_size, args)
+    began = time.perf_counter()
+    run = made[0].compile()
+    compile_s = time.perf_counter() - began
+    if args.compile_only:
+      found = {"compile_s": compile_s}
+    else:
+      seconds, loss = time_program(run, made, args)
+      per_step = batch_size * row.get("replicas", 1)
+      found = summary(seconds, per_step, loss, compile_s, args)
+      if row.get("mixed"):
+        del found["mfu"]  # it counts full windows
+    print(json.dumps({name: found}), flush=True)
 
 
 def make_program(
@@ -136,9 +147,7 @@ def make_program(
     optimizer_lib.OptimizerConfig(), 100_000
   )
   mesh = mesh_lib.make_mesh(jax.devices()[:1])
-  loader = loaders.DeviceLoader.create(
-    data, layout, mesh, batch_size=batch_size
-  )
+  loader = loaders.DeviceLoader(data, layout, mesh, batch_size=batch_size)
   run = step_lib.make_train_steps(
     model,
     optimizer,
@@ -164,12 +173,6 @@ def make_program(
   return run.lower(shapes, loader.data, keys), start, loader.data, keys
 
 
-def compiled(made: Any) -> tuple[Any, float]:
-  """Returns the compiled program and the seconds it took."""
-  began = time.perf_counter()
-  return made[0].compile(), time.perf_counter() - began
-
-
 def time_program(
   run: Any, made: Any, args: argparse.Namespace
 ) -> tuple[list[float], float]:
@@ -186,13 +189,15 @@ def time_program(
   return times[1:], float(metrics.loss.mean())
 
 
-def torch_rows(mode: str, args: argparse.Namespace) -> dict[str, Any]:
+def torch_row(name: str, args: argparse.Namespace) -> None:
   """Times Hugging Face's T5 of the same sizes, autocast to bfloat16."""
   # transformers imports a library named as a file of this folder.
   sys.path = [path for path in sys.path if path != str(ROOT / "benchmarks")]
   import torch
   import transformers
 
+  mode, batch_size = PEERS[name]
+  batch_size = 32 if args.tiny else batch_size
   cfg = sizes(args.tiny)
   device = "cuda" if torch.cuda.is_available() else "cpu"
   torch.manual_seed(0)
@@ -231,37 +236,33 @@ def torch_rows(mode: str, args: argparse.Namespace) -> dict[str, Any]:
     if device == "cuda":
       torch.cuda.synchronize()
 
-  rates = {}
-  for batch_size in args.batches:
-    inputs = torch.randint(
-      2, VOCAB, (batch_size, HISTORY * LEVELS + 2), device=device
-    )
-    targets = torch.randint(2, VOCAB, (batch_size, LEVELS), device=device)
+  inputs = torch.randint(
+    2, VOCAB, (batch_size, HISTORY * LEVELS + 2), device=device
+  )
+  targets = torch.randint(2, VOCAB, (batch_size, LEVELS), device=device)
 
-    def step(inputs=inputs, targets=targets):
-      loss = loss_of(inputs, targets)
-      loss.backward()
-      torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-      optimizer.step()
-      optimizer.zero_grad(set_to_none=True)
-      return loss
+  def step():
+    loss = loss_of(inputs, targets)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss
 
+  began = time.perf_counter()
+  for _ in range(3):
+    loss = step()
+  synchronize()
+  compile_s = time.perf_counter() - began
+  times = []
+  for _ in range(args.repeats):
     began = time.perf_counter()
-    for _ in range(3):
+    for _ in range(args.steps):
       loss = step()
     synchronize()
-    compile_s = time.perf_counter() - began
-    times = []
-    for _ in range(args.repeats):
-      began = time.perf_counter()
-      for _ in range(args.steps):
-        loss = step()
-      synchronize()
-      times.append((time.perf_counter() - began) / args.steps)
-    rates[str(batch_size)] = summary(
-      times, batch_size, float(loss), compile_s, args
-    )
-  return {f"hf {mode}": {"rates": rates}}
+    times.append((time.perf_counter() - began) / args.steps)
+  found = summary(times, batch_size, float(loss), compile_s, args)
+  print(json.dumps({name: found}), flush=True)
 
 
 def summary(
@@ -284,75 +285,73 @@ def summary(
   }
 
 
-def show(name: str, result: dict[str, Any]) -> str:
+def show(name: str, found: dict[str, Any]) -> str:
   """One line of the table."""
-  if "failed" in result:
-    return f"{name:18s} failed: {result['failed']}"
-  cells = []
-  for batch, r in result["rates"].items():
-    mfu = f" mfu {r['mfu']:.3f}" if "mfu" in r else ""
-    cells.append(
-      f"B {batch:>5s}: {r['examples_per_s']:>9,.0f} ex/s {r['step_ms']:7.2f} ms"
-      f"{mfu} loss {r['loss']:.2f} compile {r['compile_s']:.0f} s"
-    )
-  return f"{name:18s} " + " | ".join(cells)
+  if "failed" in found:
+    return f"{name:20s} failed: {found['failed']}"
+  if "step_ms" not in found:
+    return f"{name:20s} compiled in {found['compile_s']:.0f} s"
+  mfu = f"mfu {found['mfu']:.3f}" if "mfu" in found else " " * 9
+  return (
+    f"{name:20s} {found['examples_per_s']:>9,.0f} ex/s "
+    f"{found['step_ms']:7.2f} ± {found['spread_ms']:.2f} ms {mfu} "
+    f"loss {found['loss']:.2f} compile {found['compile_s']:.0f} s"
+  )
 
 
 def main() -> None:
-  """Runs the rows and prints the table."""
+  """Runs the rows and prints a line each."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("--rows", default="library,hf compile")
-  parser.add_argument("--batches", default="1024,4096")
+  parser.add_argument("--library", default=",".join(ROWS), help="rows, or ''")
+  parser.add_argument("--peers", default="hf compile", help="rows, or ''")
   parser.add_argument("--steps", type=int, default=20, help="per dispatch")
-  parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--repeats", type=int, default=3)
   parser.add_argument("--peak_flops", type=float, default=803e12)
-  parser.add_argument("--seconds", type=float, default=570, help="in all")
+  parser.add_argument("--compile_only", action="store_true")
   parser.add_argument("--tiny", action="store_true", help="a CPU smoke run")
   parser.add_argument("--output", default="")
   parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
   args = parser.parse_args()
+  args.library = [name for name in args.library.split(",") if name]
+  peers = [name for name in args.peers.split(",") if name]
+  for name in (*args.library, *peers):
+    if name not in (ROWS if name in args.library else PEERS):
+      parser.error(f"unknown row {name!r}; known: {[*ROWS, *PEERS]}")
   if args.tiny:
-    args.batches, args.steps, args.repeats = "32", 2, 2
-    for row in ROWS.values():
-      row.pop("batches", None)
-  args.batches = [int(size) for size in args.batches.split(",")]
-  if args.worker:
-    found = (
-      library_rows(args)
-      if args.worker == "library"
-      else torch_rows(PEERS[args.worker], args)
-    )
-    print(json.dumps(found))
+    args.steps, args.repeats = 2, 2
+  if args.worker == "library":
+    library_rows(args)
     return
-  names = args.rows.split(",")
-  unknown = [name for name in names if name not in ("library", *PEERS)]
-  if unknown:
-    parser.error(f"unknown rows {unknown}; known: library, {', '.join(PEERS)}")
-  began, results = time.monotonic(), {}
-  for name in names:
-    left = args.seconds - (time.monotonic() - began)
-    found = run_worker(name, left)
-    for row, result in found.items():
-      print(show(row, result), flush=True)
-    results |= found
-    if args.output:
-      pathlib.Path(args.output).write_text(json.dumps(results, indent=1))
+  if args.worker:
+    torch_row(args.worker, args)
+    return
+  results: dict[str, Any] = {}
+  workers = ["library"] if args.library else []
+  for worker in workers + ([] if args.compile_only else peers):
+    for found in run_worker(worker):
+      results |= found
+      for name, result in found.items():
+        print(show(name, result), flush=True)
+      if args.output:
+        pathlib.Path(args.output).write_text(json.dumps(results, indent=1))
 
 
-def run_worker(name: str, seconds: float) -> dict[str, Any]:
-  """Runs rows as a process; a failure becomes a line of the table."""
+def run_worker(name: str) -> Iterator[dict[str, Any]]:
+  """Yields rows as a process measures them; a failure is a row, too."""
   command = [sys.executable, __file__, *sys.argv[1:], "--worker", name]
-  try:
-    done = subprocess.run(
-      command, capture_output=True, text=True, timeout=seconds, check=False
-    )
-  except subprocess.TimeoutExpired:
-    return {name: {"failed": f"still running after {seconds:.0f} s"}}
-  if done.returncode:
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line or "error" in line]
-    return {name: {"failed": " / ".join((errors or lines)[-3:])[:400]}}
-  return json.loads(done.stdout.splitlines()[-1])
+  with (
+    tempfile.TemporaryFile("w+") as errors,
+    subprocess.Popen(
+      command, stdout=subprocess.PIPE, stderr=errors, text=True
+    ) as process,
+  ):
+    for line in process.stdout:
+      if line.startswith("{"):
+        yield json.loads(line)
+    if process.wait():
+      errors.seek(0)
+      lines = [line.strip() for line in errors if "rror" in line]
+      yield {name: {"failed": " / ".join(lines[-3:])[:400]}}
 
 
 if __name__ == "__main__":

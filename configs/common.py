@@ -7,13 +7,15 @@ def base() -> config_dict.ConfigDict:
   """Returns TIGER's shape (arXiv:2305.05065) with k-means codes."""
   c = config_dict.ConfigDict()
   c.seed = 0
-  c.data = dict(name="folder", path="")
+  # loader: "device", or "grain" or "seqio" for data that no device can hold.
+  c.data = dict(name="folder", path="", loader="device")
   c.embedding = dict(name="tfidf_svd", dim=256)
   c.tokenizer = dict(name="residual_kmeans", codebook_sizes=(256, 256, 256))
   c.hourglass = dict(drop_level=0, remove_top_codes=0, remove_level=1)
   c.collisions = dict(name="extra_level")
   c.task = dict(max_history=20, augmentation="prefixes", num_user_buckets=0)
   c.model = dict(
+    name="encoder_decoder",
     dtype="bfloat16",
     emb_dim=128,
     num_heads=6,

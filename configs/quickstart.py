@@ -16,7 +16,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
   if arg not in ("", "smoke"):
     raise ValueError(f"Unknown config argument {arg!r}; use '' or 'smoke'.")
   c = common.base()
-  c.data = dict(name="synthetic", num_items=1_440)
+  c.data = dict(name="synthetic", num_items=1_440, loader="device")
   c.embedding = dict(name="tfidf_svd", dim=64, normalization="whiten")
   c.tokenizer.codebook_sizes = (64, 32, 16)
   c.task.max_history = 8

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float32, Int, Int32
 
@@ -17,7 +18,6 @@ from gr_jax.data.splits import Examples
 from gr_jax.decoding.beam_search import BeamResult, beam_search
 from gr_jax.decoding.exact import exact_scores
 from gr_jax.decoding.trie import Trie
-from gr_jax.models.encoder_decoder import EncoderDecoder
 from gr_jax.sids.vocabulary import SidVocabulary
 from gr_jax.tasks import windows
 
@@ -45,7 +45,7 @@ class Predictions:
 
 
 def make_recommend_fn(
-  model: EncoderDecoder,
+  model: nn.Module,
   vocabulary: SidVocabulary,
   trie: Trie,
   *,
@@ -98,7 +98,7 @@ def make_recommend_fn(
 
 
 def make_exact_fn(
-  model: EncoderDecoder, vocabulary: SidVocabulary, trie: Trie
+  model: nn.Module, vocabulary: SidVocabulary, trie: Trie
 ) -> Callable[[Any, jax.Array], jax.Array]:
   """Returns a compiled function from inputs to every item's log-likelihood.
 

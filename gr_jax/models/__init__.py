@@ -7,16 +7,22 @@ from gr_jax.models.encoder_decoder import (
   EncoderDecoder,
   shift_right,
 )
+from gr_jax.models.sasrec import SASRec
 from gr_jax.models.sharding import logical_axes
 
-# Networks of one interface, each made from a T5Config.
-MODELS = {"encoder_decoder": EncoderDecoder, "decoder_only": DecoderOnly}
+# Networks of one interface.
+MODELS = {
+  "encoder_decoder": EncoderDecoder,
+  "decoder_only": DecoderOnly,
+  "sasrec": SASRec,
+}
 
 __all__ = [
   "MODELS",
   "DecodeContext",
   "DecoderOnly",
   "EncoderDecoder",
+  "SASRec",
   "T5Config",
   "logical_axes",
   "shift_right",

@@ -343,7 +343,10 @@ def _softmax(logits, bias, mask):
 
 def _softmax_forward(logits, bias, mask):
   wide = jnp.where(mask, logits.astype(jnp.float32) + bias, MASKED)
-  weights = nn.softmax(wide, axis=-1).astype(logits.dtype)
+  # Not exp(x - max) / sum: that would write the exponentials in float32, and
+  # computing them twice costs nothing where memory is what is waited for.
+  norm = jax.nn.logsumexp(wide, axis=-1, keepdims=True)
+  weights = jnp.exp(wide - norm).astype(logits.dtype)
   # An array of no size carries the bias's shape to the backward pass.
   return weights, (weights, jnp.zeros((*bias.shape, 0), bias.dtype))
 
@@ -353,13 +356,15 @@ def _softmax_backward(saved, gradient):
   p = weights.astype(jnp.float32)
   g = gradient.astype(jnp.float32)
   change = p * (g - jnp.sum(p * g, axis=-1, keepdims=True))
+  # Behind the barrier the bias's sum reads what is written anyway.
+  change = jax.lax.optimization_barrier(change.astype(weights.dtype))
   summed = [
     axis
     for axis, size in enumerate(like.shape[:-1])
     if size == 1 and change.shape[axis] != 1
   ]
-  d_bias = jnp.sum(change, axis=summed, keepdims=True)
-  return change.astype(weights.dtype), d_bias.astype(like.dtype), None
+  d_bias = jnp.sum(change.astype(like.dtype), axis=summed, keepdims=True)
+  return change, d_bias, None
 
 
 _softmax.defvjp(_softmax_forward, _softmax_backward)

@@ -6,6 +6,8 @@ stands in front; a position's distance to another is then the same in every
 row, whatever the padding, and the position bias stays one small table.
 """
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -207,6 +209,8 @@ class DecoderOnly(nn.Module):
   """
 
   config: config_lib.T5Config
+
+  packs: ClassVar[bool] = False
 
   def setup(self):
     """Declares the stack as `decoder`, where T5X has it."""

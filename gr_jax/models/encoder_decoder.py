@@ -6,7 +6,7 @@
 reorder along its beam axis.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -243,6 +243,8 @@ class EncoderDecoder(nn.Module):
   """
 
   config: config_lib.T5Config
+
+  packs: ClassVar[bool] = True  # takes rows of several examples
 
   def setup(self):
     """Declares embedding, encoder and decoder under T5X's names."""

@@ -148,6 +148,9 @@ def _gate_forward(activations, a, b):
 
 def _gate_backward(activations, saved, gradient):
   first, second = map(config_lib.activation, activations)
+  # Behind the barrier XLA computes the activations anew; it would otherwise
+  # find them in the forward pass and keep them in float32.
+  saved = jax.lax.optimization_barrier(saved)
   a, b = (x.astype(jnp.float32) for x in saved)
   gradient = gradient.astype(jnp.float32)
   a_out, a_vjp = jax.vjp(first, a)

@@ -14,6 +14,7 @@ from gr_jax.core import checks
 # (owner of the parameter, its name) -> axis names, T5X's `param_with_axes`.
 _AXES = {
   ("token_embedder", "embedding"): ("vocab", "embed"),
+  ("position_embedder", "embedding"): ("position", "embed"),
   ("logits_dense", "kernel"): ("embed", "vocab"),
   ("relpos_bias", "rel_embedding"): ("heads", "relpos_buckets"),
   ("query", "kernel"): ("embed", "joined_kv"),

@@ -7,11 +7,12 @@ from typing import Any
 from gr_jax import data, embeddings, tokenizers
 from gr_jax.core import artifact, checks
 from gr_jax.evaluation import metrics
+from gr_jax.models import MODELS
 from gr_jax.models.config import T5Config
 from gr_jax.sids import collisions
 from gr_jax.sids.hourglass import Hourglass
 from gr_jax.stages.build import build, construct
-from gr_jax.training import partition
+from gr_jax.training import loaders, partition
 from gr_jax.training.loop import TrainingConfig
 from gr_jax.training.optimizer import OptimizerConfig
 
@@ -146,11 +147,13 @@ class RunConfig:
 
   seed: int
   data: Any
+  loader: str  # data.loader, a name of `loaders.LOADERS`
   embedding: Any
   tokenizer: Any
   hourglass: Hourglass
   collisions: Any
   task: TaskConfig
+  network: str  # model.name, a name of `MODELS`
   model: Mapping[str, Any]  # T5Config's fields but the vocabulary size
   training: TrainingConfig
   optimizer: OptimizerConfig
@@ -178,11 +181,16 @@ class RunConfig:
     if not isinstance(config.get("seed"), int):
       raise checks.InputError("The config lacks an integer 'seed'.")
     sections = artifact.canonical(dict(config))
+    loader = sections["data"].pop("loader", loaders.LOADERS[0])
+    checks.check_known(loader, loaders.LOADERS, "data.loader")
+    network = sections["model"].pop("name", "encoder_decoder")
+    checks.check_known(network, MODELS, "model.name")
     # The vocabulary is read from the semantic IDs, never typed.
     construct(T5Config, {"vocab_size": 2, **sections["model"]}, "model")
     return cls(
       seed=sections["seed"],
       data=build(data.DATASETS, sections["data"], "data"),
+      loader=loader,
       embedding=build(embeddings.EMBEDDERS, sections["embedding"], "embedding"),
       tokenizer=build(
         tokenizers.TOKENIZERS, sections["tokenizer"], "tokenizer"
@@ -192,6 +200,7 @@ class RunConfig:
         collisions.POLICIES, sections["collisions"], "collisions"
       ),
       task=construct(TaskConfig, sections["task"], "task"),
+      network=network,
       model=sections["model"],
       training=construct(TrainingConfig, sections["training"], "training"),
       optimizer=construct(OptimizerConfig, sections["optimizer"], "optimizer"),
@@ -203,7 +212,11 @@ class RunConfig:
         EvaluationConfig, sections["evaluation"], "evaluation"
       ),
       mesh=construct(MeshConfig, sections["mesh"], "mesh"),
-      sections=sections,
+      sections=sections
+      | {
+        "data": sections["data"] | {"loader": loader},
+        "model": sections["model"] | {"name": network},
+      },
     )
 
   def generator(self, vocab_size: int) -> T5Config:

@@ -11,19 +11,19 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from gr_jax.core import artifact, processes, rng
+from gr_jax.core import artifact, checks, processes, rng
 from gr_jax.core import mesh as mesh_lib
 from gr_jax.data import splits
 from gr_jax.decoding import trie as trie_lib
 from gr_jax.evaluation import evaluator, metrics, shared_ids
-from gr_jax.models.encoder_decoder import EncoderDecoder
+from gr_jax.models import MODELS, DecoderOnly, EncoderDecoder, SASRec
 from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.sids.vocabulary import SidVocabulary
 from gr_jax.stages.config import RunConfig
 from gr_jax.stages.prepare import StoredDataset
 from gr_jax.stages.workdir import Workdir
 from gr_jax.tasks import windows
-from gr_jax.training import loop, partition
+from gr_jax.training import loaders, loop, partition
 from gr_jax.training.checkpoint import Checkpointer
 
 # A vocabulary that is a multiple of this splits evenly over devices and
@@ -35,7 +35,7 @@ _VOCAB_MULTIPLE = 128
 class Generator:
   """A network and all that turns its tokens into items."""
 
-  model: EncoderDecoder
+  model: EncoderDecoder | DecoderOnly | SASRec
   vocabulary: SidVocabulary
   layout: windows.WindowLayout
   trie: trie_lib.Trie
@@ -47,14 +47,23 @@ def make_generator(config: RunConfig, catalog: SidCatalog) -> Generator:
   vocabulary = SidVocabulary.from_catalog(
     catalog, num_user_buckets=config.task.num_user_buckets
   )
+  layout = windows.WindowLayout.create(
+    catalog, vocabulary, max_history=config.task.max_history
+  )
+  kind = MODELS[config.network]
+  network = config.generator(vocabulary.padded_size(_VOCAB_MULTIPLE))
+  if kind is SASRec:
+    if layout.has_user_token:
+      raise checks.InputError(
+        "SASRec reads items alone; set task.num_user_buckets=0."
+      )
+    model = SASRec(network, layout.num_levels, layout.max_history)
+  else:
+    model = kind(network)
   return Generator(
-    model=EncoderDecoder(
-      config.generator(vocabulary.padded_size(_VOCAB_MULTIPLE))
-    ),
+    model=model,
     vocabulary=vocabulary,
-    layout=windows.WindowLayout.create(
-      catalog, vocabulary, max_history=config.task.max_history
-    ),
+    layout=layout,
     trie=trie_lib.build_trie(catalog.codes, catalog.codebook_sizes),
     catalog=catalog,
   )
@@ -126,9 +135,7 @@ def train(
     config.task.augmentation,
     config.task.max_history,
   )
-  data = windows.training_data(
-    stored.interactions, catalog, generator.vocabulary, examples
-  )
+  loader = _make_loader(config, workdir, generator, stored, examples, mesh)
   logging.info(
     "generator: training on %s examples of at most %d items.",
     f"{examples.num_examples:,}",
@@ -141,13 +148,13 @@ def train(
   try:
     result = loop.train(
       generator.model,
-      data,
+      loader,
       generator.layout,
       config=config.training,
       optimizer_config=config.optimizer,
       mesh=mesh,
       keys=replica_keys(config),
-      validate=_validator(config, generator, data, stored, split, mesh),
+      validate=_validator(config, generator, stored, split, mesh),
       checkpointer=checkpointer,
       writer_folder=str(workdir.training),
       stop_requested=stop_requested,
@@ -187,14 +194,74 @@ def replica_keys(config: RunConfig) -> jax.Array:
 
   The semantic IDs are those of the run's seed for all of them.
   """
-  seeds = range(config.seed, config.seed + config.training.replicas)
-  return jnp.stack([rng.stream(jax.random.key(s), "generator") for s in seeds])
+  return jnp.stack(
+    [rng.stream(jax.random.key(s), "generator") for s in replica_seeds(config)]
+  )
+
+
+def replica_seeds(config: RunConfig) -> range:
+  """Returns each replica's seed."""
+  return range(config.seed, config.seed + config.training.replicas)
+
+
+def _make_loader(
+  config: RunConfig,
+  workdir: Workdir,
+  generator: Generator,
+  stored: StoredDataset,
+  examples: splits.Examples,
+  mesh: Mesh,
+) -> loaders.Loader:
+  """Opens what `data.loader` names.
+
+  Raises:
+    InputError: What it needs is not installed, or the devices do not fit.
+  """
+  size = config.training.batch_size
+  parts = stored.interactions, generator.catalog, generator.vocabulary, examples
+  if config.loader == "device":
+    data = windows.training_data(*parts)
+    return loaders.DeviceLoader(
+      data,
+      generator.layout,
+      mesh,
+      batch_size=size,
+      packs=generator.model.packs,
+    )
+  if "replica" in partition.RULES[config.mesh.rules]:
+    raise checks.InputError(
+      f"data.loader={config.loader!r} splits batches over devices, "
+      f"mesh.rules={config.mesh.rules!r} replicas; use data.loader='device'."
+    )
+  steps = config.training.steps_per_dispatch
+  if config.loader == "grain":
+    return loaders.grain_loader(
+      *parts,
+      generator.layout,
+      mesh,
+      keys=replica_keys(config),
+      batch_size=size,
+      num_steps=steps,
+      packs=generator.model.packs,
+    )
+  # Registering a task needs seqio, which nothing else of training does.
+  from gr_jax.stages import seqio_tasks
+
+  task = seqio_tasks.register(config, workdir)
+  return loaders.seqio_loader(
+    task.name,
+    generator.layout,
+    mesh,
+    seeds=replica_seeds(config),
+    batch_size=size,
+    num_steps=steps,
+    cache_dir=str(task.cache_dir) if task.is_cached else None,
+  )
 
 
 def _validator(
   config: RunConfig,
   generator: Generator,
-  data: windows.TrainingData,
   stored: StoredDataset,
   split: splits.Split,
   mesh: Mesh,
@@ -213,7 +280,9 @@ def _validator(
     beam_width=config.validation.beam_width,
     mesh=mesh,
   )
-  data = windows.with_examples(data, examples)
+  data = windows.training_data(
+    stored.interactions, generator.catalog, generator.vocabulary, examples
+  )
   targets = evaluator.targets(stored.interactions, examples)
   buckets = shared_ids.Buckets.create(generator.catalog)
 
@@ -270,4 +339,4 @@ def _section(config: RunConfig) -> Mapping[str, Any]:
   """The settings that decide what training returns."""
   names = ("task", "model", "training", "optimizer", "validation")
   sections = {name: config.sections[name] for name in names}
-  return sections | {"seed": config.seed}
+  return sections | {"seed": config.seed, "loader": config.loader}

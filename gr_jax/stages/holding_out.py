@@ -179,7 +179,11 @@ def _write(
 def _config_of_known(config: RunConfig, workdir: Workdir) -> RunConfig:
   """The settings of the run on the known part."""
   sections = dict(config.sections)
-  sections["data"] = {"name": "folder", "path": str(_known(workdir))}
+  sections["data"] = {
+    "name": "folder",
+    "path": str(_known(workdir)),
+    "loader": config.loader,
+  }
   if config.embedding.reads_files:
     sections["embedding"] = sections["embedding"] | {"path": "", "vectors": ""}
   return RunConfig.from_dict(sections)

@@ -43,8 +43,12 @@ def prepare_data(
     splits.leave_one_out(dataset.interactions)  # refuses too short histories
   arrays = artifact.prefixed(dataset.catalog.to_arrays(), "catalog")
   arrays |= artifact.prefixed(dataset.interactions.to_arrays(), "interactions")
-  # The path is where the content lay, not what it is.
-  section = {k: v for k, v in config.sections["data"].items() if k != "path"}
+  # The path is where the content lay, the loader how it is read in training.
+  section = {
+    k: v
+    for k, v in config.sections["data"].items()
+    if k not in ("path", "loader")
+  }
   processes.check_same("data set", artifact.hash_arrays(arrays))
   users, items, interactions = dataset.counts
   stored = workdir.save(

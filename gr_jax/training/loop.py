@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from absl import logging
+from flax import linen as nn
 from jax.sharding import Mesh
 
 from gr_jax.core import checks, metric_writer, processes, progress, rng
-from gr_jax.models.encoder_decoder import EncoderDecoder
 from gr_jax.tasks import windows
 from gr_jax.training import loaders, partition
 from gr_jax.training import optimizer as optimizer_lib
@@ -108,8 +108,8 @@ Validate = Callable[[Any], Mapping[str, float]]
 
 
 def train(
-  model: EncoderDecoder,
-  data: windows.TrainingData,
+  model: nn.Module,
+  loader: loaders.Loader,
   layout: windows.WindowLayout,
   *,
   config: TrainingConfig,
@@ -128,7 +128,7 @@ def train(
 
   Args:
     model: The network.
-    data: Device-resident interactions and example indices.
+    loader: Where batches of `config.batch_size` come from.
     layout: How examples become tokens.
     config: Batch, loss, length and periods.
     optimizer_config: AdamW's settings.
@@ -150,23 +150,17 @@ def train(
     InputError: Settings that do not fit, or checkpoints of another run.
   """
   step_lib.check_run_length(config.num_steps, config.batch_size)
-  if data.target_position.shape[0] == 0:
-    raise checks.InputError(
-      "No training examples: every user has too few items before the last two."
-    )
   optimizer = optimizer_lib.make_optimizer(optimizer_config, config.num_steps)
   shardings, make_state = planned_state(
     model, optimizer, layout, mesh, rules, keys
   )
   count = config.replicas
-  loader = loaders.DeviceLoader.create(
-    data, layout, mesh, batch_size=config.batch_size
-  )
   run_steps = step_lib.make_train_steps(
     model,
     optimizer,
     mesh,
     sampler=loader.sampler,
+    plan=loader.plan,
     num_steps=config.steps_per_dispatch,
     learning_rates=config.learning_rates
     or [optimizer_config.learning_rate] * count,
@@ -188,6 +182,7 @@ def train(
   restored = checkpointer.restore(state)
   if restored is not None:
     state, facts = restored
+    loader.restore(facts["loader"])
   step, started = int(state.step), time.perf_counter()
   logging.info("Training from step %d of %d.", step, config.num_steps)
   with (
@@ -197,7 +192,9 @@ def train(
     note = ""
     while step < config.num_steps and not _all_done(facts, config):
       before = time.perf_counter()
-      state, metrics = run_steps(state, loader.data, keys)
+      state, metrics = run_steps(state, loader.next(), keys)
+      if step + config.steps_per_dispatch < config.num_steps:
+        loader.prefetch()
       metrics = jax.device_get(metrics)
       rate = config.steps_per_dispatch / (time.perf_counter() - before)
       step += config.steps_per_dispatch
@@ -237,7 +234,7 @@ def train(
       advance(config.steps_per_dispatch, note=f"loss {loss:.3f}{note}")
       stopping = processes.any_of(stop_requested())
       if due or stopping:
-        checkpointer.save(state, facts)
+        checkpointer.save(state, facts | {"loader": loader.state()})
       if stopping:
         logging.info("Stopped on request after step %d; resumable.", step)
         return None
@@ -300,7 +297,7 @@ def _open_writer(
 
 
 def planned_state(
-  model: EncoderDecoder,
+  model: nn.Module,
   optimizer: optax.GradientTransformation,
   layout: windows.WindowLayout,
   mesh: Mesh,
@@ -332,7 +329,7 @@ def planned_state(
 
 
 def init_params(
-  model: EncoderDecoder, layout: windows.WindowLayout, *, keys: jax.Array
+  model: nn.Module, layout: windows.WindowLayout, *, keys: jax.Array
 ) -> Any:
   """Returns the networks' initial parameters, float32, leaves [R, ...].
 

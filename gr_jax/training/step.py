@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh
 
 from gr_jax.core import checks, permutation, rng
 from gr_jax.core import mesh as mesh_lib
-from gr_jax.models.encoder_decoder import EncoderDecoder, shift_right
+from gr_jax.models.encoder_decoder import shift_right
 from gr_jax.tasks import packing, windows
 from gr_jax.training import losses, partition
 from gr_jax.training.state import TrainState
@@ -84,28 +85,34 @@ class DeviceSampler:
   Attributes:
     layout: How examples become tokens.
     strata: Of the data's examples, sorted by length.
-    plan: How a batch is packed.
+    plan: How a batch is packed; None for not at all.
     batch_size: Examples an update of one replica.
   """
 
   layout: windows.WindowLayout
   strata: packing.Strata
-  plan: packing.PackPlan
+  plan: packing.PackPlan | None
   batch_size: int
 
-  def cut(
-    self, data: windows.TrainingData, order_key: jax.Array, step: jax.Array
-  ) -> windows.Batch:
-    """Returns one replica's batch after `step` updates."""
-    index = example_indices(
-      step, order_key, batch_size=self.batch_size, strata=self.strata
-    )
+  def indices(self, steps: jax.Array, order_keys: jax.Array) -> jax.Array:
+    """Returns the examples of some steps [n] and all replicas: [n, R, B]."""
+
+    def one(step, key):
+      return example_indices(
+        step, key, batch_size=self.batch_size, strata=self.strata
+      )
+
+    of_step = jax.vmap(one, in_axes=(None, 0))
+    return jax.vmap(of_step, in_axes=(0, None))(steps, order_keys)
+
+  def cut(self, data: windows.TrainingData, index: jax.Array) -> windows.Batch:
+    """Returns the batch of some examples [B]."""
     batch = windows.gather_batch(data, index, self.layout)
-    return packing.pack(batch, self.plan)
+    return batch if self.plan is None else packing.pack(batch, self.plan)
 
 
 def make_train_steps(
-  model: EncoderDecoder,
+  model: nn.Module,
   optimizer: optax.GradientTransformationExtraArgs,
   mesh: Mesh,
   *,
@@ -173,13 +180,11 @@ def make_train_steps(
     return jax.vmap(lambda key: rng.stream(key, name))(keys)
 
   def run(state, data, keys):
-    order_keys = stream_keys(keys, "order")
     dropout_keys = stream_keys(keys, "dropout")
 
     def update(state, batch):
       if sampler is not None:
-        cut = jax.vmap(sampler.cut, in_axes=(None, 0, None))
-        batch = cut(data, order_keys, state.step)
+        batch = jax.vmap(sampler.cut, in_axes=(None, 0))(data, batch)
       batch = constrain(batch, placed)  # [R, rows, ...]
       params = state.params
       if shardings is not None:
@@ -207,7 +212,11 @@ def make_train_steps(
       )
       return state, metrics
 
-    batches = data if sampler is None else None
+    batches = data
+    if sampler is not None:
+      # All at once: permuting loops, and every round of it is a launch.
+      steps = state.step + jnp.arange(num_steps, dtype=jnp.int32)
+      batches = sampler.indices(steps, stream_keys(keys, "order"))
     state, metrics = jax.lax.scan(update, state, batches, length=num_steps)
     return state, jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
 

@@ -256,7 +256,7 @@ class GrainStream(Stream):
     key: jax.Array,
     shard: HostShard,
     strata: packing.Strata,
-    plan: packing.PackPlan,
+    plan: packing.PackPlan | None,
     num_threads: int = 4,
     prefetch_batches: int = 16,
   ):
@@ -268,7 +268,8 @@ class GrainStream(Stream):
       key: The order's typed key, the same on all hosts.
       shard: This host's part of the rows.
       strata: Of the examples.
-      plan: How a batch is packed; its rows divide by the hosts.
+      plan: How a batch is packed, its rows dividing by the hosts; None for
+        one example a row.
       num_threads: That gather; 0 gathers when asked.
       prefetch_batches: Kept ready ahead of use.
 
@@ -277,7 +278,10 @@ class GrainStream(Stream):
     """
     self._grain = _import("grain", "grain==0.2.18")
     order = ExampleOrder(key, batch_size=shard.batch_size, strata=strata)
-    chosen, plan = plan.take_rows(shard.part(plan.num_rows))
+    if plan is None:
+      chosen = shard.part(shard.batch_size)
+    else:
+      chosen, plan = plan.take_rows(shard.part(plan.num_rows))
     super().__init__(
       {"batch_size": shard.batch_size, "num_examples": data.num_examples}
     )
@@ -289,7 +293,7 @@ class GrainStream(Stream):
 
     def batch(step: int) -> windows.Batch:
       found = gather_numpy(data, order.indices(step)[chosen], layout)
-      return packing.pack(found, plan)
+      return found if plan is None else packing.pack(found, plan)
 
     self._batch: Callable[[int], windows.Batch] = batch
 

@@ -21,6 +21,8 @@ class World:
   model: EncoderDecoder
   layout: windows.WindowLayout
   data: windows.TrainingData
+  interactions: interactions_lib.Interactions
+  split: splits.Split
   catalog: SidCatalog
   vocabulary: SidVocabulary
 
@@ -60,6 +62,8 @@ def world():
     ),
     layout=windows.WindowLayout.create(catalog, vocabulary, max_history=4),
     data=windows.training_data(interactions, catalog, vocabulary, examples),
+    interactions=interactions,
+    split=split,
     catalog=catalog,
     vocabulary=vocabulary,
   )

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gr_jax.core import checks, metric_writer
-from gr_jax.training import loop
+from gr_jax.tasks import windows
+from gr_jax.training import loaders, loop
 from gr_jax.training.checkpoint import Checkpointer
 from gr_jax.training.optimizer import OptimizerConfig
 from gr_jax.training.state import TrainState
@@ -16,8 +17,37 @@ from gr_jax.training.state import TrainState
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=2)
 
 
+def _loader(world, mesh, config, keys, name):
+  if name == "device":
+    return loaders.DeviceLoader(
+      world.data, world.layout, mesh, batch_size=config.batch_size
+    )
+  examples = windows.training_examples(
+    world.interactions, world.split, "prefixes", world.layout.max_history
+  )
+  return loaders.grain_loader(
+    world.interactions,
+    world.catalog,
+    world.vocabulary,
+    examples,
+    world.layout,
+    mesh,
+    keys=keys,
+    batch_size=config.batch_size,
+    num_steps=config.steps_per_dispatch,
+  )
+
+
 def _train(
-  world, mesh, folder, *, stop_after=None, values=None, seed=1, **config
+  world,
+  mesh,
+  folder,
+  *,
+  stop_after=None,
+  values=None,
+  seed=1,
+  loader="device",
+  **config,
 ):
   """Runs the loop with a validation that reads the parameters' norm."""
   config = {
@@ -38,14 +68,16 @@ def _train(
 
   checkpointer = Checkpointer(folder / "checkpoints", fingerprint="run")
   try:
+    keys = jnp.stack([jax.random.key(seed + r) for r in range(replicas)])
+    config = loop.TrainingConfig(**config)
     return loop.train(
       world.model,
-      world.data,
+      _loader(world, mesh, config, keys, loader),
       world.layout,
-      config=loop.TrainingConfig(**config),
+      config=config,
       optimizer_config=OPTIMIZER,
       mesh=mesh,
-      keys=jnp.stack([jax.random.key(seed + r) for r in range(replicas)]),
+      keys=keys,
       validate=validate,
       checkpointer=checkpointer,
       writer_folder=str(folder / "metrics"),
@@ -77,6 +109,25 @@ def test_a_stopped_run_resumes_to_the_same_bits(
   )
   jax.tree.map(np.testing.assert_array_equal, whole.params, resumed.params)
   assert _rows(parts) == _rows(tmp_path / "whole")
+
+
+def test_a_host_loader_trains_the_same_and_resumes_to_the_same_bits(
+  world, one_device, tmp_path
+):
+  pytest.importorskip("grain", reason="pip install grain==0.2.18")
+  config = {"loader": "grain", "replicas": 2}
+  whole = _train(world, one_device, tmp_path / "whole", **config)
+  parts = tmp_path / "parts"
+  assert _train(world, one_device, parts, stop_after=3, **config) is None
+  resumed = _train(world, one_device, parts, **config)
+  jax.tree.map(np.testing.assert_array_equal, whole.params, resumed.params)
+  assert _rows(parts) == _rows(tmp_path / "whole")
+  device = _train(world, one_device, tmp_path / "device", replicas=2)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4),
+    device.params,
+    whole.params,
+  )
 
 
 def test_the_best_parameters_are_kept_and_patience_ends_the_run(

@@ -30,9 +30,7 @@ def _train(world, model, mesh, rules, num_steps=3, replicas=1):
   shardings, make_state = loop.planned_state(
     model, chain, world.layout, mesh, rules, _keys(7, replicas)
   )
-  loader = loaders.DeviceLoader.create(
-    world.data, world.layout, mesh, batch_size=16
-  )
+  loader = loaders.DeviceLoader(world.data, world.layout, mesh, batch_size=16)
   run = step.make_train_steps(
     model, chain, mesh, sampler=loader.sampler, num_steps=1,
     learning_rates=[CONFIG.learning_rate] * replicas,

@@ -22,9 +22,7 @@ def _start(world, key):
 
 def _run(world, key, mesh, num_steps, calls, model=None):
   chain, state = _start(world, key)
-  loader = loaders.DeviceLoader.create(
-    world.data, world.layout, mesh, batch_size=16
-  )
+  loader = loaders.DeviceLoader(world.data, world.layout, mesh, batch_size=16)
   run = step.make_train_steps(
     model or world.model,
     chain,
@@ -96,7 +94,7 @@ def test_replicas_train_as_they_would_alone(world, one_device):
   rates, drops = [1e-2, 3e-2, 1e-2], [0.1, 0.1, 0.3]
   keys = jnp.stack([jax.random.key(seed) for seed in (3, 4, 5)])
 
-  loader = loaders.DeviceLoader.create(
+  loader = loaders.DeviceLoader(
     world.data, world.layout, one_device, batch_size=16
   )
 
@@ -139,7 +137,7 @@ def test_refusals(world, one_device):
   with pytest.raises(checks.InputError, match="passes 2\\^32 examples"):
     step.check_run_length(1 << 20, 1 << 12)
   with pytest.raises(checks.InputError, match="batch_size=12 is not"):
-    loaders.DeviceLoader.create(
+    loaders.DeviceLoader(
       world.data,
       world.layout,
       mesh_lib.make_mesh(jax.devices()),
