@@ -8,13 +8,15 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent import futures
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from gr_jax.core import lookup, nearest
+from gr_jax.tokenizers import balanced, kmeans
 
 MIXTURE = 1000  # clusters that the rows are drawn from
 
@@ -39,34 +41,6 @@ def seconds_of(run: Callable[[], Any], repeats: int = 5) -> tuple[float, float]:
   return middle, times[0] - middle
 
 
-def compile_all(
-  lowered: dict[str, Callable[[], Any]],
-) -> dict[str, Callable[..., Any]]:
-  """Compiles many programs at once: on a GPU that takes long, on one core.
-
-  Args:
-    lowered: By name, functions that return what `jit(f).lower(...)` does.
-
-  Returns:
-    By name, the programs; one that does not compile raises when it is called.
-  """
-
-  def compile_one(lower: Callable[[], Any]) -> Callable[..., Any]:
-    try:
-      return lower().compile()
-    except Exception as error:  # noqa: BLE001 becomes a row when called
-      failure = error
-
-      def fail(*_: Any) -> Any:
-        raise failure
-
-      return fail
-
-  with futures.ThreadPoolExecutor(len(lowered)) as pool:
-    programs = pool.map(compile_one, lowered.values())
-    return dict(zip(lowered, programs, strict=True))
-
-
 def whole_numbers(num_rows: int, width: int) -> np.ndarray:
   """Rows whose squared distances float32 holds exactly."""
   rng = np.random.default_rng(0)
@@ -76,13 +50,21 @@ def whole_numbers(num_rows: int, width: int) -> np.ndarray:
 
 
 @jax.jit
-def violations(
-  x: jax.Array, centers: jax.Array, codes: jax.Array, clusters: jax.Array
-) -> jax.Array:
-  """Counts clusters of `clusters` that break Algorithm 1's invariant.
+def check(
+  x: jax.Array,
+  centers: jax.Array,
+  counts: jax.Array,
+  codes: jax.Array,
+  base: jax.Array,
+  clusters: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Checks a pass in which clusters chose in turn by number.
 
-  No item that chose later (clusters in turn by number) may be nearer than an
-  item that the cluster took, nor as near with a lower index.
+  Returns:
+    How many of `clusters` break Algorithm 1's invariant (no item that chose
+    later may be nearer than an item that the cluster took, nor as near with
+    a lower index), how many of all have a wrong size, and how many codes
+    differ from `base`.
   """
   index = jnp.arange(x.shape[0], dtype=jnp.int32)
 
@@ -95,7 +77,74 @@ def violations(
     first = jnp.min(jnp.where(later & (distance == near), index, x.shape[0]))
     return (far > near) | ((far == near) & (last > first))
 
-  return jnp.sum(lax.map(broken, clusters))
+  sizes = jnp.bincount(codes, length=centers.shape[0])
+  return (
+    jnp.sum(lax.map(broken, clusters)),
+    jnp.sum(sizes != counts),
+    jnp.sum(codes != base),
+  )
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def one_matmul(a: jax.Array, kind: str) -> jax.Array:
+  """A square matmul at a precision, by the hardware's own form."""
+  how = {
+    "float32": lax.Precision.HIGHEST,
+    "tfloat32": lax.Precision.DEFAULT,
+    "bfloat16": None,
+  }[kind]
+  a = a.astype(jnp.bfloat16) if kind == "bfloat16" else a
+  return jnp.matmul(a, a, precision=how, preferred_element_type=jnp.float32)
+
+
+@jax.jit
+def add_one(x: jax.Array) -> jax.Array:
+  """Reads and writes everything once."""
+  return x + 1
+
+
+@jax.jit
+def counting(
+  x: jax.Array, centers: jax.Array, counts: jax.Array, order: jax.Array
+) -> jax.Array:
+  """Algorithm 1 one cluster after the other."""
+  return balanced.assign_by_counting(x, centers, counts, order)
+
+
+def as_options(kind: str) -> tuple[str, bool]:
+  """The precision and whether the kernel is asked for."""
+  return kind.removesuffix(", kernel"), kind.endswith(", kernel")
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def update(x: jax.Array, centers: jax.Array, kind: str) -> jax.Array:
+  """One Lloyd update."""
+  state, kind, fused = kmeans.from_codebook(centers), *as_options(kind)
+  return kmeans.update(state, x, kind, fused).codebook
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def assign(x: jax.Array, centers: jax.Array, kind: str) -> jax.Array:
+  """Nearest codes."""
+  kind, fused = as_options(kind)
+  return nearest.nearest_code(x, centers, precision=kind, fused=fused)
+
+
+@functools.partial(jax.jit, static_argnames=("num_codes", "form"))
+def sums(
+  codes: jax.Array, x: jax.Array, num_codes: int, form: str
+) -> jax.Array:
+  """Sums of the rows of every code, by one form."""
+  if form == "scatter":
+    return lookup.scatter_sum(codes, x, num_rows=num_codes)
+  if form == "one-hot":
+    return lookup.one_hot_sum(
+      codes, x, num_rows=num_codes, precision=lax.Precision.HIGHEST
+    )
+  order = jnp.argsort(codes)
+  return jax.ops.segment_sum(
+    x[order], codes[order], num_codes, indices_are_sorted=True
+  )
 
 
 def kernels_of(call: Callable[[], Any]) -> dict:

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from gr_jax.core.precision import bfloat16_parts
+
 # Largest one-hot block held at once: 128 M elements, 256 MB in bfloat16.
 _BLOCK_ELEMENTS = 1 << 27
 
@@ -152,10 +154,23 @@ def scatter_sum(
 
 def _one_hot_matmul(ids, rows, num_rows, precision):
   one_hot = ids[:, None] == jnp.arange(num_rows, dtype=ids.dtype)[None, :]
-  return lax.dot_general(
+  width = rows.shape[-1]
+  in_parts = precision == lax.Precision.HIGHEST and rows.dtype == jnp.float32
+  if in_parts:
+    # Zeros and ones are exact in bfloat16, and so are three parts of a row:
+    # one matmul at the fastest precision sums float32.
+    rows = jnp.concatenate(bfloat16_parts(rows), axis=1)  # [B, 3 D]
+    precision = None
+  sums = lax.dot_general(
     one_hot.astype(rows.dtype),  # [B, K]
     rows,
     (((0,), (0,)), ((), ())),
     precision=precision,
     preferred_element_type=jnp.float32,
   )  # [K, D]
+  if in_parts:
+    large, middle, small = (
+      sums[:, i * width : (i + 1) * width] for i in range(3)
+    )
+    sums = large + (middle + small)
+  return sums

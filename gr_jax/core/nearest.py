@@ -4,6 +4,7 @@ Whatever ends in an argmin is computed in float32 with matmuls of the highest
 precision by default, so that an item's codes do not depend on the hardware.
 """
 
+import functools
 from typing import no_type_check
 
 import jax
@@ -13,10 +14,13 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
+from gr_jax.core import nearest_kernel
 from gr_jax.core.precision import row_dots
 
-# Elements of one [chunk, K] block of distances: 16 MB of float32.
+# Elements of one [chunk, K] block of distances: 16 MB of float32 stay in a
+# CPU's cache; an accelerator wants few, large kernels.
 _BLOCK_ELEMENTS = 1 << 22
+_LARGE_BLOCK_ELEMENTS = 1 << 27
 
 
 @no_type_check  # leaves may be shapes, or anything in a tree.map
@@ -59,6 +63,7 @@ def nearest(
   chunk_size: int | None = None,
   centered: bool = True,
   precision: str = "float32",
+  fused: bool = False,
 ) -> Nearest:
   """Finds the nearest code of every row and the squared distance to it.
 
@@ -66,19 +71,80 @@ def nearest(
     x: Rows.
     codebook: Codes.
     chunk_size: Rows whose [chunk_size, K] distances are held at once; by
-      default as many as make 16 MB.
+      default as many as make 16 MB on a CPU, 512 MB elsewhere.
     centered: As for `squared_distances`. The shift costs two small kernels,
       which training on latents around zero can spare.
     precision: Of the dot products, static; see `core.precision`. Anything
       but float32 changes some codes.
+    fused: Uses the kernel of `core.nearest_kernel` on NVIDIA GPUs, static,
+      for float32 and bfloat16, rows enough and widths of at most 128; the
+      codes are those of the plain form.
 
   Returns:
     Codes (ties to the lowest) and squared distances.
   """
-  num_rows, num_codes = x.shape[0], codebook.shape[0]
-  if chunk_size is None:
-    chunk_size = max(8, _BLOCK_ELEMENTS // num_codes)
   x, codebook = jnp.asarray(x), jnp.asarray(codebook)
+  num_rows, num_codes = x.shape[0], codebook.shape[0]
+  find = functools.partial(_nearest, centered=centered, precision=precision)
+  if fused and nearest_kernel.supports(num_rows, num_codes, x.shape[1]):
+    other = functools.partial(
+      nearest,
+      chunk_size=chunk_size,
+      centered=centered,
+      precision=precision,
+    )
+    if precision != "tfloat32":
+      kernel = functools.partial(
+        _nearest_fused, centered=centered, precision=precision
+      )
+      return lax.platform_dependent(x, codebook, cuda=kernel, default=other)
+  if chunk_size is not None:
+    return find(x, codebook, chunk_size)
+  small = max(8, _BLOCK_ELEMENTS // num_codes)
+  large = max(8, _LARGE_BLOCK_ELEMENTS // num_codes)
+  if num_rows <= small:
+    return find(x, codebook, small)
+  return lax.platform_dependent(
+    x,
+    codebook,
+    cpu=lambda x, codebook: find(x, codebook, small),
+    default=lambda x, codebook: find(x, codebook, large),
+  )
+
+
+def _nearest_fused(
+  x: jax.Array,
+  codebook: jax.Array,
+  *,
+  centered: bool,
+  precision: str,
+  interpret: bool = False,
+) -> Nearest:
+  """`nearest` by the kernel."""
+  x, codebook = _operands(x, codebook, centered)
+  if precision == "bfloat16":
+    codes, _, _ = nearest_kernel.best_two(
+      x, codebook, parts=1, interpret=interpret
+    )
+  else:
+    plain = functools.partial(nearest_code, centered=False)
+    codes = nearest_kernel.codes_as_plain(
+      x, codebook, plain, interpret=interpret
+    )
+  error = jnp.sum(jnp.square(x - codebook[codes]), axis=-1)
+  return Nearest(codes=codes, squared_distance=error)
+
+
+def _nearest(
+  x: jax.Array,
+  codebook: jax.Array,
+  chunk_size: int,
+  *,
+  centered: bool,
+  precision: str,
+) -> Nearest:
+  """`nearest` with chunks of a given size."""
+  num_rows = x.shape[0]
 
   def block(rows: jax.Array) -> Nearest:
     rows, codes = _operands(rows, codebook, centered)
@@ -118,6 +184,8 @@ def nearest_code(
   *,
   chunk_size: int | None = None,
   centered: bool = True,
+  precision: str = "float32",
+  fused: bool = False,
 ) -> Int32[Array, " N"]:
   """Finds the nearest code of every row; see `nearest`.
 
@@ -125,7 +193,14 @@ def nearest_code(
   >>> nearest_code(jnp.array([[0.0], [9.0]]), jnp.array([[1.0], [8.0]]))
   Array([0, 1], dtype=int32)
   """
-  return nearest(x, codebook, chunk_size=chunk_size, centered=centered).codes
+  return nearest(
+    x,
+    codebook,
+    chunk_size=chunk_size,
+    centered=centered,
+    precision=precision,
+    fused=fused,
+  ).codes
 
 
 def _operands(

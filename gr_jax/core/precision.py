@@ -10,6 +10,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 PRECISIONS = ("float32", "tfloat32", "bfloat16")
+# From so many rows on either side, six times the width is worth making.
+_MANY = 512
 
 
 def row_dots(
@@ -36,6 +38,8 @@ def row_dots(
 
   if precision == "bfloat16":
     return plain(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), None)
+  if precision == "float32" and min(a.shape[0], b.shape[0]) >= _MANY:
+    return lax.platform_dependent(a, b, cuda=dots_by_parts, default=plain)
   if precision == "tfloat32":
     return lax.platform_dependent(
       a,
@@ -44,6 +48,36 @@ def row_dots(
       default=plain,
     )
   return plain(a, b)
+
+
+def bfloat16_parts(x: Float[Array, "N D"]) -> tuple[jax.Array, ...]:
+  """Three bfloat16 arrays whose sum is x: 8 bits each of its 24."""
+  parts = []
+  for _ in range(3):
+    part = lax.reduce_precision(x, 8, 7)
+    parts.append(part.astype(jnp.bfloat16))
+    x = x - part
+  return tuple(parts)
+
+
+def dots_by_parts(
+  a: Float[Array, "M D"], b: Float[Array, "N D"]
+) -> Float[Array, "M N"]:
+  """Computes a @ b.T to float32 on bfloat16 tensor cores.
+
+  Six of the nine products of three parts each, the small ones first, as one
+  matmul of six times the width; the other three are below 2^-24 of |a| |b|.
+  TPUs do the same for float32 at the highest precision. GPUs multiply
+  bfloat16 about 16 times as fast as float32.
+  """
+  a1, a2, a3 = bfloat16_parts(a)
+  b1, b2, b3 = bfloat16_parts(b)
+  return lax.dot_general(
+    jnp.concatenate([a3, a1, a2, a2, a1, a1], axis=1),
+    jnp.concatenate([b1, b3, b2, b1, b2, b1], axis=1),
+    (((1,), (1,)), ((), ())),
+    preferred_element_type=jnp.float32,
+  )
 
 
 def unit(precision: str) -> float:

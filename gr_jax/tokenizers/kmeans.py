@@ -16,6 +16,7 @@ from gr_jax.core import checks, lookup, nearest
 
 # Seeds are drawn from at most this many rows per code, chosen at random.
 SEED_ROWS_PER_CODE = 64
+_FEW_CODES = 1024  # up to so many are summed by one-hot matmuls
 
 
 @no_type_check  # leaves may be shapes, or anything in a tree.map
@@ -38,6 +39,7 @@ class KMeansFit:
   inertias: jax.Array  # float32 [max_iters], NaN after the last iteration
   num_iters: jax.Array  # int32 []
   revived: jax.Array  # int32 [], empty clusters re-seeded
+  changed: jax.Array  # float32 [], share of rows that float32 codes otherwise
 
 
 def init(
@@ -163,22 +165,49 @@ def sum_by_code(
     x: Rows.
     num_codes: K, static.
   """
-  if num_codes > 1024:
+  if num_codes > _FEW_CODES:
     return lookup.scatter_sum(codes, x, num_rows=num_codes)
   return lookup.sum_by_id(
     codes, x, num_rows=num_codes, precision=lax.Precision.HIGHEST
   )
 
 
+def sum_and_count(
+  codes: Int32[Array, " N"], x: Float[Array, "N D"], num_codes: int
+) -> tuple[Float[Array, "K D"], Float[Array, " K"]]:
+  """Sums and counts the rows of every code.
+
+  Args:
+    codes: Code of every row.
+    x: Rows.
+    num_codes: K, static.
+
+  Returns:
+    Sums as of `sum_by_code`, and counts as float32, exact below 2^24.
+  """
+
+  def apart(codes, x):
+    counts = jnp.bincount(codes, length=num_codes).astype(jnp.float32)
+    return sum_by_code(codes, x, num_codes), counts
+
+  def together(codes, x):
+    # A column of ones counts: adding up integers would serialize.
+    ones = jnp.ones((x.shape[0], 1), x.dtype)
+    sums = sum_by_code(codes, jnp.concatenate([x, ones], axis=1), num_codes)
+    return sums[:, :-1], sums[:, -1]
+
+  if num_codes > _FEW_CODES:
+    return apart(codes, x)
+  return lax.platform_dependent(codes, x, cpu=apart, default=together)
+
+
 def _assign_and_move(
-  state: KMeansState, x: jax.Array
+  state: KMeansState, x: jax.Array, precision: str, fused: bool
 ) -> tuple[KMeansState, jax.Array]:
   """One Lloyd update, and every row's squared distance before it."""
   num_codes = state.codebook.shape[0]
-  found = nearest.nearest(x, state.codebook)
-  sums = sum_by_code(found.codes, x, num_codes)  # [K, D]
-  counts = jnp.bincount(found.codes, length=num_codes)  # [K]
-  counts = counts.astype(jnp.float32)
+  found = nearest.nearest(x, state.codebook, precision=precision, fused=fused)
+  sums, counts = sum_and_count(found.codes, x, num_codes)
   means = sums / jnp.maximum(counts, 1.0)[:, None]
   moved = KMeansState(
     step=state.step + 1,
@@ -190,10 +219,22 @@ def _assign_and_move(
   return moved, found.squared_distance
 
 
-@jax.jit
-def update(state: KMeansState, x: Float[Array, "N D"]) -> KMeansState:
-  """Assigns every row, then moves each code to the mean of its rows."""
-  return _assign_and_move(state, x)[0]
+@functools.partial(jax.jit, static_argnames=("precision", "fused"))
+def update(
+  state: KMeansState,
+  x: Float[Array, "N D"],
+  precision: str = "float32",
+  fused: bool = False,
+) -> KMeansState:
+  """Assigns every row, then moves each code to the mean of its rows.
+
+  Args:
+    state: Before.
+    x: Rows.
+    precision: Of the distances; see `core.precision`.
+    fused: As for `nearest.nearest`.
+  """
+  return _assign_and_move(state, x, precision, fused)[0]
 
 
 def _reseed_empty(
@@ -219,13 +260,15 @@ def _reseed_empty(
   return state.replace(codebook=codebook), count
 
 
-@functools.partial(jax.jit, static_argnames="max_iters")
+@functools.partial(jax.jit, static_argnames=("max_iters", "precision", "fused"))
 def lloyd(
   state: KMeansState,
   x: Float[Array, "N D"],
   *,
   max_iters: int,
   tol: float | jax.Array,
+  precision: str = "float32",
+  fused: bool = False,
 ) -> KMeansFit:
   """Runs Lloyd updates until inertia settles, in one dispatch.
 
@@ -235,6 +278,9 @@ def lloyd(
     max_iters: Most updates, static.
     tol: Stop when an update's inertia fell by at most this share, unless an
       empty cluster was just re-seeded.
+    precision: Of the distances; see `core.precision`. `KMeansFit.changed`
+      says what anything but float32 does to the codes.
+    fused: As for `nearest.nearest`, static.
   """
 
   def settled(fit: KMeansFit, last: jax.Array, reseeded: jax.Array):
@@ -251,13 +297,14 @@ def lloyd(
   def body(carry):
     fit, _, _ = carry
     last = fit.state.inertia
-    moved, distance = _assign_and_move(fit.state, x)
+    moved, distance = _assign_and_move(fit.state, x, precision, fused)
     moved, reseeded = _reseed_empty(moved, x, distance)
     fit = KMeansFit(
       state=moved,
       inertias=fit.inertias.at[fit.num_iters].set(moved.inertia),
       num_iters=fit.num_iters + 1,
       revived=fit.revived + reseeded,
+      changed=fit.changed,
     )
     return fit, last, reseeded
 
@@ -267,9 +314,16 @@ def lloyd(
     inertias=jnp.full((max_iters,), jnp.nan, jnp.float32),
     num_iters=jnp.int32(0),
     revived=jnp.int32(0),
+    changed=jnp.float32(0.0),
   )
   carry = (start, jnp.float32(jnp.inf), jnp.int32(0))
-  return lax.while_loop(going, body, carry)[0]
+  fit = lax.while_loop(going, body, carry)[0]
+  if precision == "float32":
+    return fit
+  codebook = fit.state.codebook
+  fast = nearest.nearest_code(x, codebook, precision=precision)
+  changed = fast != nearest.nearest_code(x, codebook)
+  return fit.replace(changed=jnp.mean(changed.astype(jnp.float32)))
 
 
 def fit(
@@ -280,6 +334,8 @@ def fit(
   max_iters: int = 100,
   tol: float = 1e-4,
   codebook: Float[Array, "K D"] | None = None,
+  precision: str = "float32",
+  fused: bool = False,
 ) -> KMeansFit:
   """Fits one codebook by Lloyd's algorithm.
 
@@ -290,6 +346,8 @@ def fit(
     max_iters: Most Lloyd updates.
     tol: Smallest relative fall of inertia that keeps it going.
     codebook: Warm start; by default k-means++ seeds.
+    precision: Of the distances; see `core.precision`.
+    fused: As for `nearest.nearest`.
 
   Raises:
     InputError: Fewer rows than codes.
@@ -298,4 +356,6 @@ def fit(
     state = init(x, num_codes=num_codes, key=key)
   else:
     state = from_codebook(codebook)
-  return lloyd(state, x, max_iters=max_iters, tol=tol)
+  return lloyd(
+    state, x, max_iters=max_iters, tol=tol, precision=precision, fused=fused
+  )

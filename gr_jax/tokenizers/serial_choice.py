@@ -31,6 +31,7 @@ from jaxtyping import Array, Bool, Float, Int32
 from gr_jax.core import checks, precision
 from gr_jax.tokenizers import select
 
+_NOBODY = np.int32(2**31 - 1)
 _FAR = np.float32(1e38)  # beyond every squared distance
 _WORD = 32  # items a mask word holds
 _GROUP = 8  # mask words counted together
@@ -271,8 +272,8 @@ def _choose_block(stage: _Stage, centers: jax.Array, carry, turn):
   sampled = jnp.maximum(sampled, 0.0)
   active = jnp.sum(wanted > 0)
 
-  def body(carry):
-    codes, holder, place, stats = carry
+  def one_window(carry):
+    codes, holder, place, stats, _ = carry
     start = jnp.minimum(place, block - window)
     cut = functools.partial(lax.dynamic_slice_in_dim, start_index=start)
     row = start + jnp.arange(window, dtype=jnp.int32)
@@ -301,22 +302,28 @@ def _choose_block(stage: _Stage, centers: jax.Array, carry, turn):
     )
     after = jnp.minimum(start + jnp.sum(ready), active)
 
+    stats = stats + jnp.stack([1, chosen.num_rounds, 0])
+    return codes, chosen.holder, after, stats, after <= place
+
+  def body(carry):
+    carry = lax.while_loop(lambda c: (c[2] < active) & ~c[4], one_window, carry)
+    codes, holder, place, stats, stuck = carry
+
     def slowly(codes):
       taken = _take_among_all(stage, codes, own[place], wanted[place])
       return jnp.where(taken, clusters[place], codes)
 
-    stuck = after <= place
+    # Outside the loop over windows: a condition copies what it may change.
     codes = lax.cond(stuck, slowly, lambda codes: codes, codes)
-    after = jnp.where(stuck, place + 1, after)
-    stats = stats + jnp.stack(
-      [jnp.int32(1), chosen.num_rounds, stuck.astype(jnp.int32)]
-    )
-    return codes, chosen.holder, after, stats
+    count = stuck.astype(jnp.int32)
+    stats = stats + jnp.stack([0, 0, count])
+    return codes, holder, place + count, stats, jnp.bool_(False)
 
   total = stage.num_rows * stage.here.num_devices
-  carry = (codes, jnp.zeros((total,), jnp.int32), jnp.int32(0), stats)
-  codes, _, _, stats = lax.while_loop(lambda c: c[2] < active, body, carry)
-  return (codes, stats), None
+  holder = _Holder(jnp.full((total,), _NOBODY), jnp.int32(1 << 30))
+  carry = (codes, holder, jnp.int32(0), stats, jnp.bool_(False))
+  carry = lax.while_loop(lambda c: c[2] < active, body, carry)
+  return (carry[0], carry[3]), None
 
 
 def _radii(stage, sampled, codes, turns) -> jax.Array:
@@ -357,13 +364,22 @@ def _capacity(stage: _Stage) -> int:
 
 @no_type_check
 @struct.dataclass
+class _Holder:
+  """Scratch of the rounds: who holds which item, as of the last stamp."""
+
+  marks: jax.Array  # int32 [all rows], stamp + the holder's row
+  stamp: jax.Array  # int32 []
+
+
+@no_type_check
+@struct.dataclass
 class _Chosen:
   """Lists of a window, nearest item first, and what is taken of them."""
 
   local: jax.Array  # int32 [m, c], rows of this device; else out of range
   taken: jax.Array  # bool [m, c]
   full: jax.Array  # bool [m], the cluster has its items
-  holder: jax.Array  # int32 [all rows], scratch
+  holder: _Holder
   num_rounds: jax.Array  # int32 []
 
 
@@ -387,22 +403,21 @@ def _choose_window(
     stage.here, offset + local, distance, listed, count, capacity
   )
   item, listed = _by_distance(item, distance, listed)
-  total = holder.shape[0]
+  total = holder.marks.shape[0]
   row = jnp.arange(window, dtype=jnp.int32)[:, None]
-  everywhere = jnp.broadcast_to(row, item.shape)
-  place = jnp.where(listed, item, total)
 
   def take(available):
     return available & (prefix_count(available) <= wants[:, None])
 
   def one_round(taken, holder):
-    # Clear what this window touches, then let the earliest taker hold.
-    holder = holder.at[place].set(window, mode="drop")
-    holder = holder.at[jnp.where(taken, item, total)].min(
-      everywhere, mode="drop"
+    # Every round writes smaller numbers than the last: nothing to clear.
+    stamp = holder.stamp - window
+    marks = jnp.broadcast_to(stamp + row, item.shape)
+    marked = holder.marks.at[jnp.where(taken, item, total)].min(
+      marks, mode="drop"
     )
-    held = holder.at[item].get(mode="clip")
-    return take(listed & (held >= row)), holder
+    first = marked.at[item].get(mode="clip") - stamp  # row of who holds
+    return take(listed & (first >= row)), _Holder(marked, stamp)
 
   def body(carry):
     taken, holder, _, rounds = carry

@@ -84,6 +84,7 @@ def fit_level(
     inertias=jnp.full((max_iters,), jnp.nan, jnp.float32),
     num_iters=jnp.int32(0),
     revived=jnp.int32(0),
+    changed=jnp.float32(0.0),
   )
   carry = (start, jnp.full(x.shape[:1], -1, jnp.int32), jnp.bool_(True))
   fit, codes, _ = lax.while_loop(

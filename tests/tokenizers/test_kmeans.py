@@ -99,6 +99,26 @@ def test_fewer_rows_than_codes_is_refused(key):
     kmeans.random_rows(jnp.zeros((2, 4)), 3, key)
 
 
+def test_lower_precision_says_which_codes_it_changes():
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(3000, 16)), jnp.float32)
+  first = start(x[:64])
+  exact = kmeans.lloyd(first, x, max_iters=5, tol=0.0)
+  assert float(exact.changed) == 0
+  coarse = kmeans.lloyd(first, x, max_iters=5, tol=0.0, precision="bfloat16")
+  assert 0 < float(coarse.changed) < 0.03
+  np.testing.assert_allclose(
+    coarse.state.inertia, exact.state.inertia, rtol=0.01
+  )
+
+
+def test_sums_and_counts_by_both_forms():
+  x = jnp.arange(12.0).reshape(6, 2)
+  codes = jnp.array([2, 0, 2, 2, 0, 3], jnp.int32)
+  sums, counts = kmeans.sum_and_count(codes, x, 5)
+  np.testing.assert_array_equal(counts, [2, 0, 3, 1, 0])
+  np.testing.assert_array_equal(sums[2], [0 + 4 + 6, 1 + 5 + 7])
+
+
 def test_one_trace_serves_every_level(key):
   kmeans.lloyd.clear_cache()
   for seed in range(3):
