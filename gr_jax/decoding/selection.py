@@ -8,7 +8,7 @@ forms below return the same positions; they differ in speed alone:
 - count: an element's rank is the number of elements before it, one fused pass
   of n^2 comparisons. Best while batch x n^2 stays below some 10^8.
 - digits: the k-th largest score, found by its bits in 8 counting passes of 15
-  thresholds, then the chosen are squeezed together by prefix sums.
+  thresholds or 4 of 255, then the chosen are squeezed together by prefix sums.
 - groups: the k best lie in the k groups of largest maximum (an element of
   another group has k maxima before it); select groups, then elements.
 
@@ -32,7 +32,7 @@ _KERNEL_US = 1.3
 _OPS_PER_US = 25e6
 _BYTES_PER_US = 4e6
 _GROUP_SIZES = (4, 8, 16, 32)
-_DIGIT_BITS = 4
+_DIGIT_BITS = (4, 8)
 
 
 def best_in_order(
@@ -88,7 +88,7 @@ def _run_plan(scores, k, plan):
   if name == "count":
     return _by_count(scores, k)
   if name == "digits":
-    return _by_digits(scores, k)
+    return _by_digits(scores, k, *(rest or _DIGIT_BITS[:1]))
   return _by_groups(scores, k, *rest)
 
 
@@ -107,12 +107,9 @@ def _plan(batch, n, k):
     return 0.0, ("sort",)  # never run: all positions are chosen
   count = 3 * _KERNEL_US + batch * n * (9 * n + 3 * k) / _OPS_PER_US
   words = -(-n // 32)
-  one_pass = 2 * _KERNEL_US + batch * n * max(
-    35 / _OPS_PER_US, 4 / _BYTES_PER_US
-  )
+  bits, passes = _digit_cost(batch * n)
   squeeze = 5 * _KERNEL_US + batch * 3 * words * (2 * words + k) / _OPS_PER_US
-  digits = 32 // _DIGIT_BITS * one_pass + squeeze
-  best = min((count, ("count",)), (digits, ("digits",)))
+  best = min((count, ("count",)), (passes + squeeze, ("digits", bits)))
   for size in _GROUP_SIZES:
     if 2 * k * size > n:
       break
@@ -122,6 +119,16 @@ def _plan(batch, n, k):
     if total < best[0]:
       best = (total, ("groups", size, outer_plan, inner_plan))
   return best
+
+
+def _digit_cost(size):
+  """Returns bits a pass and microseconds of all passes, the cheapest."""
+  costs = {
+    bits: 32 // bits * (2 * _KERNEL_US + 2.3 * size * 2**bits / _OPS_PER_US)
+    for bits in _DIGIT_BITS
+  }
+  bits = min(costs, key=costs.get)
+  return bits, costs[bits]
 
 
 def _by_sort(scores, k):
@@ -173,14 +180,18 @@ def _by_groups(scores, k, size, outer_plan, inner_plan):
   return jnp.minimum(position, n - 1) if pad else position
 
 
-def _by_digits(scores, k):
+def _by_digits(scores, k, bits):
   key = _ordered_bits(scores)
   low = jnp.zeros((scores.shape[0],), jnp.uint32)
+  digits = jnp.arange(1, 1 << bits, dtype=jnp.uint32)
   # Invariant: at least k keys are >= low, and low's lower bits are zero.
-  for shift in range(32 - _DIGIT_BITS, -1, -_DIGIT_BITS):
-    digits = [jnp.uint32(d << shift) for d in range(1, 1 << _DIGIT_BITS)]
-    counts = _count_at_least(key, [low + d for d in digits])
-    digit = sum((c >= k).astype(jnp.uint32) for c in counts)
+  for shift in range(32 - bits, -1, -bits):
+    steps = low[:, None] + (digits << shift)[None]  # [B, thresholds]
+    # One reduction of one array: XLA compiles one with a result a threshold
+    # for minutes, and writes out what it adds.
+    is_above = key[:, None, :] >= steps[:, :, None]
+    counts = jnp.sum(is_above, axis=2, dtype=jnp.int32)
+    digit = jnp.sum(counts >= k, axis=1, dtype=jnp.uint32)
     low = low + (digit << shift)
   return _squeeze(key > low[:, None], key == low[:, None], k)
 
@@ -190,29 +201,6 @@ def _ordered_bits(scores):
   bits = jax.lax.bitcast_convert_type(scores, jnp.uint32)
   sign = jnp.uint32(1 << 31)
   return jnp.where(bits >= sign, ~bits, bits | sign)
-
-
-def _count_at_least(key, thresholds):
-  """Counts keys >= each threshold in one pass; a list of int32 [B]."""
-  hits = [(key >= t[:, None]).astype(jnp.int32) for t in thresholds]
-  if key.shape[1] < 1 << 15:
-    # Two counters share a word: half the registers and shuffles.
-    hits += [jnp.zeros_like(hits[0])] * (len(hits) % 2)
-    hits = [a + (b << 16) for a, b in zip(hits[::2], hits[1::2], strict=True)]
-    sums = _sum_together(hits)
-    counts = [c for s in sums for c in (s & 0xFFFF, s >> 16)]
-    return counts[: len(thresholds)]
-  return _sum_together(hits)
-
-
-def _sum_together(terms):
-  """Sums arrays [B, n] over n in one reduction, so that XLA reads once."""
-  zeros = (jnp.int32(0),) * len(terms)
-
-  def add(left, right):
-    return tuple(a + b for a, b in zip(left, right, strict=True))
-
-  return list(jax.lax.reduce(tuple(terms), zeros, add, (1,)))
 
 
 def _squeeze(above, equal, k):
