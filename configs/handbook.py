@@ -10,6 +10,7 @@ from ml_collections import config_dict
 
 from configs import grids
 from configs.grids import (
+  backbone,
   balance,
   codebook,
   collisions,
@@ -29,6 +30,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     tokenizer=tokenizer.CELLS,
     history=history.CELLS,
     collisions=collisions.CELLS,
+    backbone=backbone.CELLS,
     decoding=decoding.CELLS,
     shape=shape.CELLS,
     balance=balance.CELLS,

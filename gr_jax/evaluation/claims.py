@@ -80,6 +80,13 @@ CLAIMS = (
     (0.0618, 0.0597),
   ),
   Claim(
+    "An encoder-decoder beats a decoder alone.",
+    _GRID,
+    ("backbone", "encoder_decoder"),
+    ("backbone", "decoder_only_untied"),
+    (0.0597, 0.0438),
+  ),
+  Claim(
     "An extra level and a random item among those that share are level.",
     _GRID,
     ("collisions", "extra_level"),

@@ -36,11 +36,14 @@ _FORM_TITLES = {
 # Grids whose cells differ in their codes alone, and can be correlated.
 _CODE_GRIDS = ("tokenizer", "shape", "balance", "codebook", "embedding")
 
+# A trained baseline, shown below every grid.
+_YARDSTICK = ("backbone", "sasrec")
+
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # header, rows
 
 
 def grid_table(records: Sequence[Record], grid: str) -> Table:
-  """Returns a grid's cells, and the baselines below them."""
+  """Returns a grid's cells; SASRec and the counted baselines below them."""
   header = [
     "cell",
     *(f"{metric}, {_FORM_TITLES[form]}" for form, metric in _COLUMNS),
@@ -51,7 +54,8 @@ def grid_table(records: Sequence[Record], grid: str) -> Table:
   ]
   rows = []
   chosen = [r for r in records if r["grid"] == grid]
-  for record in chosen:
+  yardstick = [r for r in records if (r["grid"], r["name"]) == _YARDSTICK]
+  for record in chosen + [r for r in yardstick if r["grid"] != grid]:
     if "error" in record:
       rows.append([record["name"], record["error"], *[""] * (len(header) - 2)])
       continue

@@ -43,6 +43,14 @@ def test_grid_table():
   assert rows[3][1] == "0.0114"
 
 
+def test_sasrec_stands_below_every_grid():
+  records = [*_records(), _record("backbone", "sasrec", [0.07, 0.07, 0.07])]
+  _, rows = handbook_report.grid_table(records, "shape")
+  assert [row[0] for row in rows][3:] == ["sasrec", "*popularity*"]
+  _, rows = handbook_report.grid_table(records, "backbone")
+  assert [row[0] for row in rows] == ["sasrec", "*popularity*"]
+
+
 def test_claims_find_their_cells():
   _, rows = handbook_report.claims_table({"beauty": _records()})
   by_claim = {row[0]: row for row in rows}
