@@ -151,7 +151,9 @@ def _nearest(
     scores = _scores(rows, codes, precision)  # [chunk, K]
     best = jnp.min(scores, axis=-1, keepdims=True)  # [chunk, 1]
     return Nearest(
-      codes=jnp.argmin(scores, axis=-1).astype(jnp.int32),  # [chunk]
+      codes=lax.platform_dependent(
+        scores, best, cpu=_first_equal, default=_argmin
+      ),  # [chunk]
       squared_distance=_distances(rows, best)[:, 0],
     )
 
@@ -201,6 +203,18 @@ def nearest_code(
     precision=precision,
     fused=fused,
   ).codes
+
+
+def _argmin(scores: jax.Array, _: jax.Array) -> jax.Array:
+  """The lowest code of the best score, in one read of the scores."""
+  return jnp.argmin(scores, axis=-1).astype(jnp.int32)
+
+
+def _first_equal(scores: jax.Array, best: jax.Array) -> jax.Array:
+  """`_argmin` by two plain reductions: XLA vectorizes them on CPUs."""
+  last = scores.shape[-1] - 1
+  code = jnp.arange(last + 1, dtype=jnp.int32)[None, :]
+  return jnp.min(jnp.where(scores == best, code, last), axis=-1)
 
 
 def _operands(
