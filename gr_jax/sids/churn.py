@@ -198,10 +198,9 @@ def _of_rows(
   """Narrows a context to some items."""
   if context is None:
     return None
-  distances, sparse = context.last_level_distances, context.sparse_ids
+  distances = context.last_level_distances
   return resolution.CollisionContext(
-    last_level_distances=distances and (lambda part: distances(rows[part])),
-    sparse_ids=None if sparse is None else sparse[rows],
+    last_level_distances=distances and (lambda part: distances(rows[part]))
   )
 
 

@@ -185,8 +185,8 @@ class SparseId:
   """Policy `sparse_id`: appends the item's own number as last tokens.
 
   Every item gets a token, or a few, that no other item has, after the codes
-  that it may share (CAR, the policy's sparse ID). Without sparse IDs in the
-  context the number is the item's index, written in `num_tokens` digits.
+  that it may share (CAR's sparse ID): the item's index, written in `num_tokens`
+  digits.
 
   Attributes:
     num_tokens: Tokens that the number takes.
@@ -212,20 +212,12 @@ class SparseId:
     key: jax.Array | None = None,
     context: CollisionContext | None = None,
   ) -> Resolution:
-    """Appends every item's number; see `CollisionPolicy.resolve`.
-
-    Raises:
-      InputError: Sparse IDs that are negative or that two items share.
-    """
-    del key
+    """Appends every item's number; see `CollisionPolicy.resolve`."""
+    del key, context
     found = check_and_group(codes, codebook_sizes)
     num_items = codes.shape[0]
-    if context is not None and context.sparse_ids is not None:
-      sparse = _check_sparse(context.sparse_ids, num_items)
-      sizes = tuple(int(k) + 1 for k in sparse.max(axis=0))
-    else:
-      sizes = self._sizes(num_items + self.spare_items)
-      sparse = _digits(np.arange(num_items), sizes)
+    sizes = self._sizes(num_items + self.spare_items)
+    sparse = _digits(np.arange(num_items), sizes)
     return Resolution(
       codes=np.concatenate([codes, sparse], axis=1),
       codebook_sizes=(*(int(k) for k in codebook_sizes), *sizes),
@@ -279,23 +271,6 @@ def _digits(
 ) -> Int32[np.ndarray, "N P"]:
   """Writes numbers in mixed radix, highest digit first."""
   return np.stack(np.unravel_index(numbers, sizes), axis=1).astype(np.int32)
-
-
-def _check_sparse(
-  sparse_ids: np.ndarray, num_items: int
-) -> Int32[np.ndarray, "N P"]:
-  sparse = sparse_ids.reshape(num_items, -1).astype(np.int32)
-  if sparse.min() < 0:
-    raise checks.InputError(
-      f"Sparse IDs must be 0 or more; got {int(sparse.min())}."
-    )
-  distinct = np.unique(sparse, axis=0).shape[0]
-  if distinct < num_items:
-    raise checks.InputError(
-      f"{num_items} items have {distinct} distinct sparse IDs; sparse_id "
-      "needs one of its own for each."
-    )
-  return sparse
 
 
 POLICIES = {

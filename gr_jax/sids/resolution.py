@@ -16,17 +16,15 @@ from gr_jax.sids import groups
 
 @dataclasses.dataclass(frozen=True)
 class CollisionContext:
-  """What some policies need beyond the codes; each says which it reads.
+  """What some policies need beyond the codes.
 
   Attributes:
     last_level_distances: Takes item indices int [M] and returns the squared
       distances float32 [M, K] of their last residuals to the last level's
       codes. Called by chunk, so that no N x K array ever exists.
-    sparse_ids: Sparse IDs of the items, int32 [N] or [N, P].
   """
 
   last_level_distances: Callable[[np.ndarray], np.ndarray] | None = None
-  sparse_ids: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +66,7 @@ class CollisionPolicy(Protocol):
       codes: The tokenizer's codes; -1 where an ID skips a level.
       codebook_sizes: Codes of each level.
       key: Drives random choices; unused by deterministic policies.
-      context: Distances or sparse ids, for the policies that read them.
+      context: Distances, for the policies that read them.
 
     Raises:
       InputError: The policy cannot place every item.

@@ -4,7 +4,6 @@ import pytest
 from gr_jax.core import checks
 from gr_jax.sids import collisions
 from gr_jax.sids.collisions import (
-  CollisionContext,
   ExtraLevel,
   KeepShared,
   RandomItem,
@@ -106,23 +105,6 @@ def test_sparse_id_appends_the_item_itself(key):
   two = SparseId(num_tokens=2, spare_items=2).resolve(codes, (2,), key=key)
   assert two.codebook_sizes == (2, 3, 3)  # 3 * 3 numbers hold 5
   np.testing.assert_array_equal(two.codes[:, 1:], [[0, 0], [0, 1], [0, 2]])
-  given = CollisionContext(sparse_ids=np.array([7, 3, 5]))
-  found = SparseId().resolve(codes, (2,), key=key, context=given)
-  np.testing.assert_array_equal(found.codes[:, 1], [7, 3, 5])
-  assert found.codebook_sizes == (2, 8)
-
-
-def test_sparse_ids_that_cannot_be_are_refused(key):
-  codes = np.zeros((2, 1), np.int32)
-
-  def resolve(ids):
-    context = CollisionContext(sparse_ids=np.array(ids))
-    return SparseId().resolve(codes, (1,), key=key, context=context)
-
-  with pytest.raises(checks.InputError, match="must be 0 or more; got -1"):
-    resolve([0, -1])
-  with pytest.raises(checks.InputError, match="2 items have 1 distinct"):
-    resolve([4, 4])
   with pytest.raises(checks.InputError, match="got 0 and 1024"):
     SparseId(num_tokens=0)
 
