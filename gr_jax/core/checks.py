@@ -39,6 +39,23 @@ def check_known(name: str, known: Iterable[str], what: str) -> None:
   raise InputError(f"Unknown {what} {name!r}; known: {', '.join(known)}.{hint}")
 
 
+def check_at_least(
+  least: int, **options: int | float | tuple[int, ...]
+) -> None:
+  """Refuses numbers below a bound, and NaN.
+
+  Args:
+    least: The smallest number accepted.
+    **options: Numbers, or tuples of them, by name.
+
+  Raises:
+    InputError: Some number is smaller.
+  """
+  for name, value in options.items():
+    if not np.min(np.asarray(value, float), initial=np.inf) >= least:
+      raise InputError(f"{name}={value}; want >= {least}.")
+
+
 def check_finite(name: str, array: np.ndarray | jax.Array) -> None:
   """Refuses NaN and infinity, naming the first bad row and the count.
 

@@ -41,6 +41,8 @@ class CodebookRun:
     seconds: How long the fit took, NaN where unknown.
     alarms: What the fit warned of.
     curves: Objectives by iteration or epoch.
+    unquantized: Relative error of the fit's networks without codes between
+      them, where it has them.
   """
 
   name: str
@@ -57,6 +59,7 @@ class CodebookRun:
   curves: Mapping[str, Sequence[float]] = dataclasses.field(
     default_factory=dict
   )
+  unquantized: float | None = None
 
   def __post_init__(self):
     """Refuses parts of different runs.
@@ -134,6 +137,7 @@ def measure(
     report["hit_rate"] = _hit_rates(run, generator)
     advance(2)
     report["reconstruction"] = _reconstruction(run, rows, generator)
+    report["reconstruction"]["unquantized"] = run.unquantized
     advance()
   return report
 

@@ -18,12 +18,20 @@ from gr_jax.evaluation.codebook_measures import CodebookRun
 _MAX_MAP_ITEMS = 10_000
 _NUM_MAP_LABELS = 14
 
+# Only of runs whose networks can do without codes: left out if none can.
+_WITHOUT_CODES = (
+  "relative MSE without codes",
+  ("reconstruction", "unquantized"),
+  ".3f",
+  0,
+)
 # How runs are compared: title, where the value lies, format, which is better.
 _COLUMNS = (
   ("levels", ("codebook_sizes",), "sizes", 0),
   ("fit, s", ("seconds",), ".1f", -1),
   ("MSE", ("reconstruction", "mse"), ".4g", -1),
   ("relative MSE", ("reconstruction", "relative_mse"), ".3f", -1),
+  _WITHOUT_CODES,
   ("cosine", ("reconstruction", "cosine"), ".3f", 1),
   ("utilization", ("levels", "utilization"), "mean", 0),
   ("entropy, nats", ("levels", "entropy"), "each", 0),
@@ -131,7 +139,7 @@ def comparison_page(runs: Sequence[Mapping[str, Any]]) -> str:
     InputError: No run.
   """
   table = comparison(runs)
-  columns = [title for title, *_ in _COLUMNS]
+  columns = [title for title, *_ in _columns(runs)]
   best = _best(runs)
   rows = []
   for index, (name, cells) in enumerate(table):
@@ -178,8 +186,9 @@ def comparison(
   """
   if not runs:
     raise InputError("No run to compare; name at least one workdir.")
+  columns = _columns(runs)
   return [
-    (run["name"], [_cell(run, path, form) for _, path, form, _ in _COLUMNS])
+    (run["name"], [_cell(run, path, form) for _, path, form, _ in columns])
     for run in runs
   ]
 
@@ -190,11 +199,12 @@ def comparison_markdown(runs: Sequence[Mapping[str, Any]]) -> str:
   Raises:
     InputError: No run.
   """
+  rows, columns = comparison(runs), _columns(runs)
   lines = [
-    "| run | " + " | ".join(title for title, *_ in _COLUMNS) + " |",
-    "| --- |" + " ---: |" * len(_COLUMNS),
+    "| run | " + " | ".join(title for title, *_ in columns) + " |",
+    "| --- |" + " ---: |" * len(columns),
   ]
-  for name, cells in comparison(runs):
+  for name, cells in rows:
     lines.append(f"| {name} | " + " | ".join(cells) + " |")
   return "\n".join(lines) + "\n"
 
@@ -305,10 +315,17 @@ def _collision_section(measures: Mapping[str, Any]) -> str:
 
 def _quality_section(measures: Mapping[str, Any]) -> str:
   quality, rates = measures["reconstruction"], measures["hit_rate"]
+  ceiling = quality["unquantized"]
+  without = (
+    f" Without codes the networks leave {ceiling:.3f} of the variance."
+    if ceiling is not None
+    else ""
+  )
   left = (
     f"<div><p>What the levels leave unexplained, over "
     f"{quality['num_rows']:,} items; later codes are averaged out. All "
-    f"levels: MSE {quality['mse']:.4g}, cosine {quality['cosine']:.3f}.</p>"
+    f"levels: MSE {quality['mse']:.4g}, cosine {quality['cosine']:.3f}."
+    f"{without}</p>"
     + _image(
       figures.reconstruction({measures["name"]: quality["by_level"]}),
       "Relative error by level",
@@ -372,6 +389,11 @@ def _value(run: Mapping[str, Any], path: Sequence[str]) -> Any:
   return found
 
 
+def _columns(runs: Sequence[Mapping[str, Any]]) -> list[Any]:
+  some_without = any(_value(run, _WITHOUT_CODES[1]) is not None for run in runs)
+  return [c for c in _COLUMNS if c is not _WITHOUT_CODES or some_without]
+
+
 def _cell(run: Mapping[str, Any], path: Sequence[str], form: str) -> str:
   value = _value(run, path)
   if value is None:
@@ -388,7 +410,7 @@ def _cell(run: Mapping[str, Any], path: Sequence[str], form: str) -> str:
 def _best(runs: Sequence[Mapping[str, Any]]) -> list[set[int]]:
   """Returns, column by column, which rows hold the best value."""
   best = []
-  for _, path, _, better in _COLUMNS:
+  for _, path, _, better in _columns(runs):
     values = [_value(run, path) for run in runs]
     known = [v for v in values if isinstance(v, (int, float))]
     if not better or len(known) < 2:

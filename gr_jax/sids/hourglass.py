@@ -46,6 +46,20 @@ class Hourglass:
         f"{self.remove_top_codes}; set one of them to 0."
       )
 
+  def check(self, num_levels: int) -> None:
+    """Refuses levels that a tokenizer does not have between its outer ones.
+
+    Args:
+      num_levels: L of the tokenizer.
+
+    Raises:
+      InputError: A level that is first, last or none.
+    """
+    if self.drop_level:
+      _check_middle("drop_level", self.drop_level, num_levels)
+    if self.remove_top_codes:
+      _check_middle("remove_level", self.remove_level, num_levels)
+
   def removed_codes(
     self, codes: Int32[np.ndarray, "N L"], codebook_sizes: Sequence[int]
   ) -> Int64[np.ndarray, "n"]:
@@ -61,8 +75,8 @@ class Hourglass:
     """
     if not self.remove_top_codes:
       return np.zeros(0, np.int64)
+    self.check(len(codebook_sizes))
     level = self.remove_level
-    _check_middle("remove_level", level, len(codebook_sizes))
     counts = codebook_stats.code_counts(codes[:, level], codebook_sizes[level])
     used = int((counts > 0).sum())
     if self.remove_top_codes >= used:
@@ -94,8 +108,8 @@ class Hourglass:
       InputError: `drop_level` is not between the first and the last.
     """
     sizes = tuple(int(size) for size in codebook_sizes)
+    self.check(len(sizes))
     if self.drop_level:
-      _check_middle("drop_level", self.drop_level, len(sizes))
       kept = [l for l in range(len(sizes)) if l != self.drop_level]
       return codes[:, kept], tuple(sizes[l] for l in kept)
     if not removed.size:

@@ -60,6 +60,7 @@ def load_run(
     seconds=facts["seconds"],
     alarms=facts["alarms"],
     curves={n: list(map(float, curve)) for n, curve in facts["curves"].items()},
+    unquantized=facts.get("unquantized_relative_mse"),
   )
 
 

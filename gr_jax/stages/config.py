@@ -187,15 +187,16 @@ class RunConfig:
     checks.check_known(network, MODELS, "model.name")
     # The vocabulary is read from the semantic IDs, never typed.
     construct(T5Config, {"vocab_size": 2, **sections["model"]}, "model")
+    tokenizer = build(tokenizers.TOKENIZERS, sections["tokenizer"], "tokenizer")
+    hourglass = construct(Hourglass, sections["hourglass"], "hourglass")
+    hourglass.check(len(tokenizer.codebook_sizes))  # not after a long fit
     return cls(
       seed=sections["seed"],
       data=build(data.DATASETS, sections["data"], "data"),
       loader=loader,
       embedding=build(embeddings.EMBEDDERS, sections["embedding"], "embedding"),
-      tokenizer=build(
-        tokenizers.TOKENIZERS, sections["tokenizer"], "tokenizer"
-      ),
-      hourglass=construct(Hourglass, sections["hourglass"], "hourglass"),
+      tokenizer=tokenizer,
+      hourglass=hourglass,
       collisions=build(
         collisions.POLICIES, sections["collisions"], "collisions"
       ),

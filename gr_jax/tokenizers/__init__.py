@@ -1,6 +1,5 @@
 """Tokenizers: maps between item embeddings and codes, one method a file."""
 
-from gr_jax.tokenizers.autoencoder import VAE, Autoencoder
 from gr_jax.tokenizers.balanced import BalancedResidualKMeans
 from gr_jax.tokenizers.fsq import FSQ
 from gr_jax.tokenizers.lsh import LSH
@@ -9,6 +8,7 @@ from gr_jax.tokenizers.opmq import OPMQ
 from gr_jax.tokenizers.opq import OPQ
 from gr_jax.tokenizers.pq import PQ
 from gr_jax.tokenizers.random_codes import RandomCodes
+from gr_jax.tokenizers.reduced import Reduced, ReducedVariational
 from gr_jax.tokenizers.residual_kmeans import ResidualKMeans
 from gr_jax.tokenizers.rq_opq import RQOPQ
 from gr_jax.tokenizers.rqvae_fit import RQVAE
@@ -17,6 +17,7 @@ from gr_jax.tokenizers.sinkhorn import SinkhornResidualKMeans
 from gr_jax.tokenizers.vq_vae import VQVAE
 
 TOKENIZERS = {
+  "autoencoder": Reduced,
   "balanced_residual_kmeans": BalancedResidualKMeans,
   "fsq": FSQ,
   "lsh": LSH,
@@ -30,8 +31,6 @@ TOKENIZERS = {
   "rq_vae": RQVAE,
   "rvq": RVQ,
   "sinkhorn_residual_kmeans": SinkhornResidualKMeans,
+  "vae": ReducedVariational,
   "vq_vae": VQVAE,
 }
-
-# Un-quantized: they write no codes, and bound what quantizers can keep.
-AUTOENCODERS = {"autoencoder": Autoencoder, "vae": VAE}

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from gr_jax.core import rng
+from gr_jax.core import checks, rng
 from gr_jax.tokenizers import base, gradient_fit, reporting, rqvae
 
 
@@ -99,6 +99,9 @@ class Autoencoder(gradient_fit.GradientOptions):
   def __post_init__(self):
     """Refuses impossible options."""
     self.check_options()
+    checks.check_at_least(
+      1, hidden_dims=self.hidden_dims, code_dim=self.code_dim
+    )
 
   def network(
     self, embedding_dim: int, *, training: bool
@@ -218,6 +221,11 @@ class VAE(Autoencoder):
   variational: ClassVar[bool] = True
 
   beta: float = 0.1
+
+  def __post_init__(self):
+    """Refuses impossible options."""
+    super().__post_init__()
+    checks.check_at_least(0, beta=self.beta)
 
   def divergence_weight(self, embedding_dim: int) -> float:
     """Returns beta / D, since the reconstruction is a mean over D."""

@@ -288,6 +288,7 @@ class BalancedResidualKMeans:
     """Refuses impossible options."""
     base.check_sizes(self.codebook_sizes)
     checks.check_known(self.order, ORDERS, "order")
+    checks.check_at_least(1, max_iters=self.max_iters)
 
   def fit(
     self,

@@ -81,6 +81,9 @@ class FitReport:
   curves: Mapping[str, np.ndarray]  # e.g. "inertia/level_0" by iteration
   alarms: tuple[str, ...]  # one line each: usable but poor
   seconds: float  # wall time of the fit, compilation included
+  # Relative MSE of networks without the codes between them, where known: the
+  # ceiling that the codes are under.
+  unquantized_relative_mse: float | None = None
 
   def to_dict(self) -> dict[str, Any]:
     """Returns everything but the codes, as JSON types."""

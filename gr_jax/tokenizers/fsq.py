@@ -153,6 +153,7 @@ class FSQ(gradient_fit.GradientOptions):
   def __post_init__(self):
     """Refuses impossible options."""
     self.check_options()
+    checks.check_at_least(1, hidden_dims=self.hidden_dims, sub_dim=self.sub_dim)
     if self.num_tokens < 1 or not self.levels or min(self.levels) < 2:
       raise checks.InputError(
         f"fsq needs num_tokens >= 1 and levels of 2 or more; got "

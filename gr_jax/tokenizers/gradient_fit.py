@@ -47,10 +47,17 @@ class GradientOptions:
     Raises:
       InputError: Some option is out of range.
     """
-    for name in ("num_epochs", "batch_size", "check_every_epochs", "unroll"):
-      if getattr(self, name) < 1:
-        raise checks.InputError(f"{name}={getattr(self, name)}; want >= 1.")
-    if self.learning_rate <= 0:
+    checks.check_at_least(
+      1,
+      num_epochs=self.num_epochs,
+      batch_size=self.batch_size,
+      check_every_epochs=self.check_every_epochs,
+      unroll=self.unroll,
+    )
+    checks.check_at_least(
+      0, warmup_share=self.warmup_share, weight_decay=self.weight_decay
+    )
+    if not self.learning_rate > 0:
       raise checks.InputError(f"{self.learning_rate=}; want > 0.")
     checks.check_known(
       self.compute_dtype, ("float32", "bfloat16"), "compute_dtype"
@@ -187,7 +194,11 @@ def abstract_trained(network: nn.Module, embedding_dim: int) -> TrainedState:
   Args:
     network: Called on rows [B, D] of this width.
     embedding_dim: D.
+
+  Raises:
+    InputError: D is 0.
   """
+  checks.check_at_least(1, embedding_dim=embedding_dim)
   variables = jax.eval_shape(
     network.init,
     jax.random.key(0),

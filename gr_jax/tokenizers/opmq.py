@@ -12,7 +12,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int, Int32
 
-from gr_jax.core import lookup, nearest, rng
+from gr_jax.core import checks, lookup, nearest, rng
 from gr_jax.tokenizers import (
   base,
   codebook_init,
@@ -191,6 +191,18 @@ class OPMQ(codebook_training.CodebookOptions):
   code_dim: int = 32
   commitment_weight: float = 0.25  # beta
   orthogonality_weight: float = 0.1  # lambda
+
+  def __post_init__(self):
+    """Refuses impossible options."""
+    super().__post_init__()
+    checks.check_at_least(
+      1, hidden_dims=self.hidden_dims, code_dim=self.code_dim
+    )
+    checks.check_at_least(
+      0,
+      commitment_weight=self.commitment_weight,
+      orthogonality_weight=self.orthogonality_weight,
+    )
 
   def network(self, embedding_dim: int, *, training: bool) -> OPMQNetwork:
     """Returns the network; when encoding it computes in full float32."""

@@ -11,7 +11,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int, Int32
 
-from gr_jax.core import progress
+from gr_jax.core import checks, progress
 from gr_jax.tokenizers import base, kmeans, pq, reporting
 
 _HIGHEST = lax.Precision.HIGHEST
@@ -215,8 +215,10 @@ class OPQ:
   tol: float = 1e-4
 
   def __post_init__(self):
-    """Refuses impossible sizes."""
+    """Refuses impossible options."""
     base.check_sizes(self.codebook_sizes)
+    checks.check_at_least(1, max_iters=self.max_iters, num_iters=self.num_iters)
+    checks.check_at_least(0, tol=self.tol)
 
   def fit(
     self,

@@ -133,8 +133,10 @@ class PQ:
   tol: float = 1e-4  # stop when inertia falls by less than this share
 
   def __post_init__(self):
-    """Refuses impossible sizes."""
+    """Refuses impossible options."""
     base.check_sizes(self.codebook_sizes)
+    checks.check_at_least(1, max_iters=self.max_iters)
+    checks.check_at_least(0, tol=self.tol)
 
   def fit(
     self,

@@ -11,7 +11,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, Int32
 
-from gr_jax.core import nearest, progress
+from gr_jax.core import checks, nearest, progress
 from gr_jax.tokenizers import base, kmeans, reporting
 
 
@@ -100,8 +100,10 @@ class ResidualKMeans:
   tol: float = 1e-4  # stop when inertia falls by less than this share
 
   def __post_init__(self):
-    """Refuses impossible sizes."""
+    """Refuses impossible options."""
     base.check_sizes(self.codebook_sizes)
+    checks.check_at_least(1, max_iters=self.max_iters)
+    checks.check_at_least(0, tol=self.tol)
 
   def fit(
     self,

@@ -10,7 +10,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, Int32
 
-from gr_jax.core import rng
+from gr_jax.core import checks, rng
 from gr_jax.tokenizers import balanced, base, opq, reporting, residual_kmeans
 from gr_jax.tokenizers.residual_kmeans import CodebooksState
 
@@ -45,9 +45,11 @@ class RQOPQ:
   num_iters: int = 50  # OPQ's alternations
 
   def __post_init__(self):
-    """Refuses impossible sizes."""
+    """Refuses impossible options."""
     base.check_sizes(self.residual_sizes)
     base.check_sizes(self.subspace_sizes)
+    checks.check_at_least(1, max_iters=self.max_iters, num_iters=self.num_iters)
+    checks.check_at_least(0, tol=self.tol)
 
   @property
   def codebook_sizes(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Int32
 
-from gr_jax.core import rng
+from gr_jax.core import checks, rng
 from gr_jax.tokenizers import (
   base,
   codebook_init,
@@ -48,6 +48,17 @@ class RQVAE(codebook_training.CodebookOptions):
   def __post_init__(self):
     """Refuses impossible options."""
     super().__post_init__()
+    checks.check_at_least(
+      1, hidden_dims=self.hidden_dims, code_dim=self.code_dim
+    )
+    checks.check_at_least(
+      0,
+      commitment_weight=self.commitment_weight,
+      sinkhorn_epsilon=self.sinkhorn_epsilon,
+      entropy_weight=self.entropy_weight,
+    )
+    if not self.temperature > 0:
+      raise checks.InputError(f"{self.temperature=}; want > 0.")
     estimators.check_estimator(self.estimator)
 
   def network(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gr_jax.core import artifact, checks
-from gr_jax.tokenizers import TOKENIZERS, base
+from gr_jax.tokenizers import TOKENIZERS, base, pq, residual_kmeans
 
 N, D = 96, 12
 TRAINED = {
@@ -22,6 +22,12 @@ TRAINED = {
 
 # A small configuration of every entry: a new tokenizer adds its line here.
 SMALL = {
+  "autoencoder": {
+    "hidden_dims": (8,),
+    "code_dim": 4,
+    "quantizer": pq.PQ(codebook_sizes=(8, 4), max_iters=5),
+    **TRAINED,
+  },
   "balanced_residual_kmeans": {"codebook_sizes": (8, 5), "max_iters": 5},
   "fsq": {
     "num_tokens": 2,
@@ -60,6 +66,14 @@ SMALL = {
   },
   "rvq": {"codebook_sizes": (8, 4), **TRAINED},
   "sinkhorn_residual_kmeans": {"codebook_sizes": (8, 5), "max_iters": 5},
+  "vae": {
+    "hidden_dims": (8,),
+    "code_dim": 4,
+    "quantizer": residual_kmeans.ResidualKMeans(
+      codebook_sizes=(8, 4), max_iters=5
+    ),
+    **TRAINED,
+  },
   "vq_vae": {
     "codebook_sizes": (8,),
     "hidden_dims": (8,),
@@ -250,12 +264,66 @@ def test_too_few_rows_are_refused(case):
     (lambda x: np.full_like(x, 2.0), "All 96 embeddings are equal"),
     (lambda x: np.where(x == x[5, 3], np.nan, x), "in 1 rows.*in row 5"),
     (lambda x: x.astype(np.float16), "must be float32, got float16"),
+    (lambda x: x[:, :0], r"embedding_dim=0|got \(96, 0\)|\[96, 0\]"),
+    (lambda x: x[:0], r"at least 1 rows; got 0|no rows"),
   ],
-  ids=["constant", "nan", "float16"],
+  ids=["constant", "nan", "float16", "no columns", "no rows"],
 )
 def test_unusable_embeddings_are_refused(case, spoil, message):
   with pytest.raises(checks.InputError, match=message):
     case.tokenizer.fit(spoil(case.x), key=jax.random.key(0))
+
+
+# Options of any tokenizer, and the largest value that makes no sense.
+TOO_SMALL = {
+  "batch_size": 0,
+  "check_every_epochs": 0,
+  "code_dim": 0,
+  "codebook_sizes": (8, 0),
+  "commitment_weight": -1.0,
+  "hidden_dims": (8, 0),
+  "learning_rate": 0.0,
+  "max_iters": 0,
+  "num_bits": 0,
+  "num_epochs": 0,
+  "num_iters": 0,
+  "num_passes": 0,
+  "num_tokens": 0,
+  "residual_sizes": (0,),
+  "sub_dim": 0,
+  "tol": -1.0,
+  "subspace_sizes": (0, 4),
+  "weight_decay": -1.0,
+}
+
+
+@pytest.mark.parametrize("name", sorted(TOKENIZERS))
+def test_options_that_make_no_sense_are_refused_by_name(name):
+  kind = TOKENIZERS[name]
+  options = {field.name for field in dataclasses.fields(kind)}
+  for option in sorted(options & TOO_SMALL.keys()):
+    named = "codebook_sizes" if option.endswith("_sizes") else option
+    with pytest.raises(checks.InputError, match=named):
+      kind(**{**SMALL[name], option: TOO_SMALL[option]})
+
+
+@pytest.mark.parametrize("name", sorted(TOKENIZERS))
+def test_codes_beyond_int32_are_refused(name):
+  beyond = {
+    "codebook_sizes": (2**31, 4),
+    "residual_sizes": (2**31,),
+    "subspace_sizes": (2**31, 4),
+    "levels": (2**16, 2**15),
+    "num_bits": 31,
+  }
+  kind = TOKENIZERS[name]
+  options = {field.name for field in dataclasses.fields(kind)}
+  if "quantizer" in options:
+    return  # its own entry
+  assert options & beyond.keys()
+  for option in sorted(options & beyond.keys()):
+    with pytest.raises(checks.InputError, match=r"int32.*|2\^31-1"):
+      kind(**{**SMALL[name], option: beyond[option]})
 
 
 def test_encode_refuses_other_widths_dtypes_and_nan(case):

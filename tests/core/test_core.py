@@ -173,6 +173,17 @@ def test_unknown_names_suggest_the_closest():
     checks.check_known("rqvae", ["rq_vae", "lsh"], "tokenizer")
 
 
+def test_numbers_below_their_bound_are_refused_by_name():
+  checks.check_at_least(1, widths=(), num_epochs=1, dims=(4, 1))
+  for options, message in (
+    ({"num_epochs": 0}, r"num_epochs=0; want >= 1\."),
+    ({"dims": (4, 0)}, r"dims=\(4, 0\); want >= 1\."),
+    ({"share": float("nan")}, r"share=nan; want >= 1\."),
+  ):
+    with pytest.raises(checks.InputError, match=message):
+      checks.check_at_least(1, **options)
+
+
 def test_matrix_checks():
   checks.check_matrix("x", np.zeros((2, 3), np.float32))
   with pytest.raises(checks.InputError, match=r"must be a matrix"):

@@ -199,6 +199,19 @@ def test_comparison_marks_the_best():
   assert len({line.count("|") for line in table}) == 1
 
 
+def test_what_networks_keep_without_codes_is_told():
+  plain = _measure(_run(name="plain"))
+  reduced = _measure(_run(name="reduced", unquantized=0.25))
+  header, _, *rows = codebook_report.comparison_markdown(
+    [plain, reduced]
+  ).splitlines()
+  column = header.split(" | ").index("relative MSE without codes")
+  assert [row.split(" | ")[column] for row in rows] == ["–", "0.250"]
+  assert "without" not in codebook_report.comparison_markdown([plain])
+  page = codebook_report.page(_run(unquantized=0.25), reduced)
+  assert "Without codes the networks leave 0.250 of the variance." in page
+
+
 @pytest.mark.slow  # scikit-learn's manifold package loads for seconds
 def test_tsne_map():
   run = _run()

@@ -21,9 +21,17 @@ def _config():
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-  """A workdir with two tokenizers' workdirs in it, and the table's text."""
+  """A workdir with three tokenizers' workdirs in it, and the table's text."""
   workdir = stages.Workdir(tmp_path_factory.mktemp("compared"))
   sections = {
+    "autoencoder": {
+      "name": "autoencoder",
+      "hidden_dims": (16,),
+      "code_dim": 8,
+      "num_epochs": 2,
+      "batch_size": 64,
+      "quantizer": {"name": "pq", "codebook_sizes": (16, 16)},
+    },
     "lsh": {"name": "lsh", "num_tokens": 3, "num_bits": 4},
     "rvq": {
       "name": "rvq",
@@ -38,16 +46,25 @@ def compared(tmp_path_factory):
 def test_all_tokenizers_stand_in_one_table(compared):
   workdir, text = compared
   header, _, *rows = text.splitlines()
-  assert [row.split(" |")[0] for row in rows] == ["| lsh", "| rvq, 6 steps"]
+  assert [row.split(" |")[0] for row in rows] == [
+    "| autoencoder, 6 steps",
+    "| lsh",
+    "| rvq, 6 steps",
+  ]
   for column in (
     "fit, s", "MSE", "utilization", "entropy, nats", "Gini", "collision rate",
     "ICR", "hit rate@10, embedding", "hit rate@10, codes",
   ):  # fmt: skip
     assert f" {column} |" in header
   assert all(row.count("|") == header.count("|") for row in rows)
-  assert "–" not in text  # every figure is known
+  # Every figure is known, but lsh and rvq have no networks without codes.
+  assert text.count("–") == 2
+  column = header.split(" | ").index("relative MSE without codes")
+  assert float(rows[0].split(" | ")[column]) > 0
   measured = json.loads((workdir.root / "codebooks.json").read_text())
-  assert [run["codebook_sizes"] for run in measured] == [[16] * 3] * 2
+  assert [run["codebook_sizes"] for run in measured] == [[16] * 2] + [
+    [16] * 3
+  ] * 2
   page = (workdir.root / "codebooks.html").read_text()
   assert "rvq, 6 steps" in page
 

@@ -27,12 +27,42 @@ def _refusal(change):
     (lambda c: c["model"].update(heads=3), "key in config section 'model'"),
     (lambda c: c["tokenizer"].update(name="rqvae"), "Did you mean 'rq_vae'"),
     (lambda c: c["tokenizer"].pop("name"), "lacks 'name'; known:"),
+    (
+      lambda c: c.update(
+        tokenizer={"name": "vae", "quantizer": {"name": "kp"}}
+      ),
+      "Unknown tokenizer.quantizer 'kp'; known:",
+    ),
+    (
+      lambda c: c.update(tokenizer={"name": "vae", "quantizer": "pq"}),
+      "quantizer='pq' is not of type gr_jax.tokenizers.base.Tokenizer",
+    ),
     (lambda c: c.update(data={"name": "folder"}), "lacks 'path'; set --config"),
     (lambda c: c["task"].update(max_history=0), "max_history must be 1"),
     (lambda c: c["decoding"].update(beam_width=5), "beam_width=5 must be 20"),
     (
       lambda c: c["decoding"].update(level_widths=(80, 40)),
       "decoding.level_widths=(80, 40) must be 1 or more and end in",
+    ),
+    (
+      lambda c: c["tokenizer"].update(codebook_sizes=(8.5,)),
+      "'tokenizer': codebook_sizes=(8.5,) is not of type tuple[int, ...]",
+    ),
+    (
+      lambda c: c["tokenizer"].update(codebook_sizes=256),
+      "'tokenizer': codebook_sizes=256 is not of type tuple[int, ...]",
+    ),
+    (
+      lambda c: c["optimizer"].update(learning_rate="1e-3"),
+      "'optimizer': learning_rate='1e-3' is not of type float",
+    ),
+    (
+      lambda c: c["decoding"].update(constrained=0),
+      "'decoding': constrained=0 is not of type bool",
+    ),
+    (
+      lambda c: c["hourglass"].update(drop_level=2),
+      "hourglass.drop_level=2 must be a middle level of 3",
     ),
     (lambda c: c["validation"].update(beam_width=5), "validation.beam_width=5"),
     (lambda c: c["model"].update(dtype="float8"), "Unknown dtype 'float8'"),

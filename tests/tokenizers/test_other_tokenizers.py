@@ -7,11 +7,12 @@ import pytest
 
 from gr_jax.core import checks
 from gr_jax.tokenizers import (
-  AUTOENCODERS,
+  TOKENIZERS,
   autoencoder,
   gradient_fit,
   lsh,
   opmq,
+  pq,
   random_codes,
   residual_kmeans,
   rqvae_fit,
@@ -235,10 +236,10 @@ def test_vae_gradients_agree_with_float64_finite_differences(key):
     )
 
 
-@pytest.mark.parametrize("name", sorted(AUTOENCODERS))
-def test_autoencoders_are_a_ceiling(name, key):
+@pytest.mark.parametrize("kind", [autoencoder.Autoencoder, autoencoder.VAE])
+def test_autoencoders_are_a_ceiling(kind, key):
   x = clustered()
-  model = AUTOENCODERS[name](**NETWORK, **TRAINED)
+  model = kind(**NETWORK, **TRAINED)
   state, report = model.fit(x, key=key)
   z = model.embed(state, x)
   assert z.shape == (192, 4)
@@ -254,3 +255,46 @@ def test_autoencoders_are_a_ceiling(name, key):
   assert second.mse < 1.1 * report.mse
   with pytest.raises(checks.InputError, match="width D=10"):
     model.embed(state, x[:, :4])
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "vae"])
+def test_a_bottleneck_is_coded_by_any_tokenizer(name, key):
+  x = clustered()
+  sizes = (6, 5)
+  model = TOKENIZERS[name](
+    **NETWORK,
+    **TRAINED,
+    quantizer=residual_kmeans.ResidualKMeans(codebook_sizes=sizes),
+  )
+  assert model.codebook_sizes == sizes
+  assert model.hierarchical
+  state, report = model.fit(x, key=key)
+  # The codes are those of the bottleneck, by the quantizer alone.
+  z = model.reducer.embed(state.reducer, x)
+  assert z.shape == (192, 4)
+  np.testing.assert_array_equal(
+    report.codes, model.quantizer.encode(state.quantizer, z)
+  )
+  q = model.quantizer.decode(state.quantizer, report.codes)
+  np.testing.assert_allclose(
+    model.decode(state, report.codes),
+    model.reducer.reconstruct(state.reducer, q),
+  )
+  ceiling = np.mean(
+    np.sum((x - model.reducer.reconstruct(state.reducer, z)) ** 2, -1)
+  ) / np.mean(np.sum((x - x.mean(0, keepdims=True)) ** 2, -1))
+  np.testing.assert_allclose(
+    report.unquantized_relative_mse, ceiling, rtol=1e-4
+  )
+  assert ceiling < report.relative_mse < 1
+
+
+def test_a_bottleneck_too_narrow_for_its_quantizer_is_refused(key, monkeypatch):
+  model = TOKENIZERS["autoencoder"](
+    hidden_dims=(8,), code_dim=4, quantizer=pq.PQ(codebook_sizes=(4, 4, 4))
+  )
+  monkeypatch.setattr(
+    gradient_fit, "fit", lambda *_, **__: pytest.fail("trained before")
+  )
+  with pytest.raises(checks.InputError, match="D=4 is not divisible by 3 sub"):
+    model.fit(clustered(), key=key)
