@@ -31,9 +31,16 @@ def append(
     The artifact `catalog_changes`, after all items were placed.
 
   Raises:
-    InputError: An item exists, settings of another tokenizer, or the
-      collision policy has no room; nothing was written.
+    InputError: An item exists, vectors that nothing reads, settings of
+      another tokenizer, or the collision policy has no room; nothing was
+      written.
   """
+  if vectors and not config.embedding.reads_files:
+    raise checks.InputError(
+      f"--append_embeddings={vectors!r} would not be read: embedding.name="
+      f"{config.sections['embedding']['name']!r} embeds the texts itself; "
+      "leave the flag out."
+    )
   new = folder.read_catalog(items)
   stored = prepare.load_data(workdir)
   embeddings, table = prepare.load_embeddings(workdir, stored)

@@ -53,9 +53,15 @@ def refit(
       same keep their whole ID.
 
   Raises:
-    InputError: Another tokenizer or policy than before, no item in common,
-      or, for `stable`, a tokenizer whose codes cannot be renamed.
+    InputError: The earlier run's own workdir, another tokenizer or policy than
+      before, no item in common, or, for `stable`, a tokenizer whose codes
+      cannot be renamed.
   """
+  if workdir.root.resolve() == earlier.root.resolve():
+    raise checks.InputError(
+      f"{str(earlier.root)!r} is the run to start from, whose generator needs "
+      "its IDs; give the refit a --workdir of its own."
+    )
   old = load_earlier(config, earlier)
   if stable and not isinstance(old.tokenizer.state, CodebooksState):
     raise checks.InputError(

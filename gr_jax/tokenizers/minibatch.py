@@ -127,7 +127,7 @@ def check_shards(shards: Sequence[np.ndarray], num_codes: int) -> None:
     raise checks.InputError("No shards, or no rows in them.")
   first, varied = None, False
   for index, shard in enumerate(shards):
-    if shard.ndim != 2 or shard.dtype != np.float32:
+    if shard.ndim != 2 or not shard.shape[1] or shard.dtype != np.float32:
       raise checks.InputError(
         f"Shard {index} must be float32, got {shard.dtype}"
         f"{list(shard.shape)}; want [N, D], cast with astype('float32')."

@@ -208,6 +208,11 @@ def test_refusals_write_nothing(workdir, new_items, tmp_path):
   )
   refuse(workdir, "1 of 2 new items are in the catalog", append(known))
   refuse(workdir, "No items file", append(tmp_path / "none.jsonl"))
+  refuse(
+    workdir,
+    "--append_embeddings='v.npy' would not be read: .*'tfidf_svd' embeds the",
+    lambda: stages.append(config, workdir, new_items, "v.npy"),
+  )
   full = tmp_path / "full.jsonl"
   same = [dict(NEW[0], item_id=f"same{n}") for n in range(40)]
   full.write_text("".join(json.dumps(item) + "\n" for item in same))

@@ -77,6 +77,11 @@ def test_refusals(earlier, tmp_path):
   with pytest.raises(stages.InputError, match="start it with --config"):
     refitting.refit(make_config(), workdir, nothing)
   assert not workdir.root.exists()
+  before = (earlier.path("tokenizer") / "manifest.json").read_bytes()
+  with pytest.raises(stages.InputError, match="a --workdir of its own"):
+    refitting.refit(make_config(), earlier, earlier)
+  again = (earlier.path("tokenizer") / "manifest.json").read_bytes()
+  assert again == before
 
 
 def test_codes_that_cannot_be_renamed_are_refused(tmp_path):
