@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 
 from gr_jax.core import checks
 from gr_jax.core import mesh as meshes
-from gr_jax.tokenizers import balanced, serial_choice
+from gr_jax.tokenizers import balanced, candidate_lists, serial_choice
 from gr_jax.tokenizers.serial_choice import Windows
 from tests.tokenizers.test_balanced import sorted_assign
 
@@ -148,7 +148,7 @@ def test_lists_are_in_order_and_whole():
   scores = rng.normal(size=(3, 2048)).astype(np.float32)
   limit = np.array([-9.0, 0.0, 2.0], np.float32)
   free = rng.random(2048) < 0.7
-  items, count = jax.jit(serial_choice._compact, static_argnums=3)(
+  items, count = jax.jit(candidate_lists.compact, static_argnums=3)(
     scores, limit, free, 1000
   )
   for row in range(3):
@@ -161,7 +161,7 @@ def test_lists_are_in_order_and_whole():
 @pytest.mark.parametrize("length", [1, 255, 257, 40000])
 def test_prefix_sums_are_exact(length):
   x = np.random.default_rng(0).integers(0, 256, size=(2, length))
-  found = serial_choice.prefix_sum(jnp.asarray(x, jnp.int32))
+  found = candidate_lists.prefix_sum(jnp.asarray(x, jnp.int32))
   np.testing.assert_array_equal(found, np.cumsum(x, axis=1))
 
 
