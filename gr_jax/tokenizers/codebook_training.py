@@ -23,6 +23,7 @@ from gr_jax.tokenizers import (
   codebook_stats,
   gradient_fit,
   quantizer,
+  reporting,
 )
 
 # Rows whose activations are held at once when the whole catalog is encoded.
@@ -120,6 +121,10 @@ class CodebookOptions(gradient_fit.GradientOptions):
     )
     return params, extra, CatalogCheck(counts, number)
 
+  def alarms(self, seen):
+    """Implements `gradient_fit.Program`: unused and overfull codes."""
+    return training_alarms(seen)
+
   def _revive(self, params, extra, counts, x, key):
     """Moves dead codes of each level to what random rows put there."""
     sample_key, code_key = jax.random.split(key)
@@ -174,6 +179,31 @@ def count_codes(
 
   zeros = tuple(jnp.zeros((size,), jnp.int32) for size in codebook_sizes)
   return lax.fori_loop(0, -(-num_rows // chunk), body, zeros)
+
+
+def training_alarms(seen: CatalogCheck) -> dict[str, str]:
+  """Says which levels of the whole catalog are going wrong.
+
+  Args:
+    seen: Hard codes after a round, host arrays.
+
+  Returns:
+    A line for each level that leaves most codes unused, and for each of which
+    one code holds most items; both also stand in the fit's report if they
+    last.
+  """
+  lines = {}
+  for level, counts in enumerate(seen.counts):
+    dead = codebook_stats.dead_codes(counts)
+    if 2 * dead > counts.size:
+      lines[f"dead/{level}"] = (
+        f"Level {level}: {dead} of {counts.size} codes are not used."
+      )
+    if reporting.is_collapsed(counts, counts.size):
+      lines[f"collapsed/{level}"] = (
+        f"Level {level}: one code holds {counts.max()} of {counts.sum()} items."
+      )
+  return lines
 
 
 def usage_curves(rounds: Sequence[CatalogCheck]) -> dict[str, np.ndarray]:

@@ -205,6 +205,10 @@ class FSQ(gradient_fit.GradientOptions):
     )
     return params, extra, codebook_training.CatalogCheck(counts, none)
 
+  def alarms(self, seen):
+    """Implements `gradient_fit.Program`: unused and overfull codes."""
+    return codebook_training.training_alarms(seen)
+
   def fit(
     self,
     x: Float[Array | np.ndarray, "N D"],

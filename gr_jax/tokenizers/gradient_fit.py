@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import struct
 from jax import lax
 from jaxtyping import Array, Float
@@ -63,6 +64,11 @@ class GradientOptions:
       self.compute_dtype, ("float32", "bfloat16"), "compute_dtype"
     )
 
+  def alarms(self, seen: Any) -> dict[str, str]:
+    """Returns what is wrong after a round, by a name each; see `Program`."""
+    del seen
+    return {}
+
 
 @runtime_checkable
 class Program(Protocol):
@@ -93,6 +99,14 @@ class Program(Protocol):
     revive: jax.Array,
   ) -> tuple[Params, Extra, Any]:
     """Looks at all rows after a round; returns a pytree for the report."""
+    ...
+
+  def alarms(self, seen: Any) -> dict[str, str]:
+    """Returns a line for each thing wrong in what `check` returned, by name.
+
+    A line is logged while training goes on, the first time that its name
+    comes up.
+    """
     ...
 
 
@@ -405,7 +419,7 @@ def fit(
   """
   state = start_state(params, extra)
   key = rng.stream(key, "gradient_fit")
-  curves, rounds, waiting = [], [], None
+  curves, rounds, waiting, alarmed = [], [], None, set()
 
   def collect(waiting) -> None:
     count, result = waiting
@@ -418,6 +432,11 @@ def fit(
         f"{sum(len(c['loss']) for c in curves)}; lower "
         f"learning_rate={program.learning_rate} or set standardize=True."
       )
+    alarms = program.alarms(seen)
+    epoch = sum(len(c["loss"]) for c in curves)
+    for alarm in alarms.keys() - alarmed:
+      logging.warning("%s, epoch %d: %s", name, epoch, alarms[alarm])
+    alarmed.update(alarms)
     advance(count, note=f"loss {curves[-1]['loss'][-1]:.4f}")
 
   with progress.bar(name, total=program.num_epochs, unit="epoch") as advance:

@@ -40,12 +40,22 @@ def alarms(
     dead = codebook_stats.dead_codes(counts, size)
     if learned and dead:
       lines.append(f"Level {level}: {dead} of {size} codes are never used.")
-    if codebook_stats.top_share(counts) > max(0.5, 2.0 / size):
+    if is_collapsed(counts, size):
       lines.append(
         f"Level {level}: one code holds {counts.max()} of {num_rows} items; "
         "the codebook has collapsed."
       )
   return tuple(lines)
+
+
+def is_collapsed(counts: np.ndarray, size: int) -> bool:
+  """Says whether one code of a level holds most of all items.
+
+  Args:
+    counts: Items per code; unused codes may be left out.
+    size: K.
+  """
+  return codebook_stats.top_share(counts) > max(0.5, 2.0 / size)
 
 
 def reconstruction_errors(

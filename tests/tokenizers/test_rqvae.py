@@ -150,6 +150,22 @@ def test_batches_of_an_epoch_hold_distinct_rows(key):
   assert (first != second).any()
 
 
+def test_alarms_are_raised_while_training_goes_on_and_once(key, caplog):
+  options = SMALL | {"num_epochs": 30, "check_every_epochs": 10}
+  x = clustered()
+  tokenizer = rqvae_fit.RQVAE(**options, revive_dead_codes=False)
+  state, _ = tokenizer.fit(x, key=key)
+  assert not caplog.records
+  quantizer = dict(state.params["quantizer"])
+  quantizer["codebook_0"] = quantizer["codebook_0"].at[1:].set(1e3)
+  broken = state.replace(params={**state.params, "quantizer": quantizer})
+  tokenizer.fit(x, key=jax.random.key(1), init=broken)
+  assert sorted(record.getMessage() for record in caplog.records) == [
+    "RQVAE, epoch 10: Level 0: 7 of 8 codes are not used.",
+    f"RQVAE, epoch 10: Level 0: one code holds {len(x)} of {len(x)} items.",
+  ]
+
+
 def test_dead_codes_come_back(key):
   options = SMALL | {"num_epochs": 80, "check_every_epochs": 10}
   x = clustered()
