@@ -301,9 +301,9 @@ def matmul_flops(tokenizer: Any, dim: int) -> tuple[float, float]:
   sizes = tokenizer.codebook_sizes
   name, nan = type(tokenizer).__name__, float("nan")
   if isinstance(tokenizer, gradient_fit.GradientOptions):
-    named, _ = jax.tree_util.tree_flatten_with_path(
-      tokenizer.abstract_state(dim).params
-    )
+    state = tokenizer.abstract_state(dim)
+    networks = getattr(state, "reducer", state)
+    named, _ = jax.tree_util.tree_flatten_with_path(networks.params)
     kernels = {
       jax.tree_util.keystr(path): leaf.size
       for path, leaf in named
@@ -312,7 +312,9 @@ def matmul_flops(tokenizer: Any, dim: int) -> tuple[float, float]:
     before = sum(n for path, n in kernels.items() if "decoder" not in path)
     width = getattr(tokenizer, "code_dim", dim)
     search = 0 if name == "FSQ" else 2 * width * sum(sizes)
-    return 6.0 * sum(kernels.values()) + search, 2.0 * before + search
+    # What an autoencoder's bottleneck is coded by is no part of its passes.
+    in_fit = 0 if networks is not state else search
+    return 6.0 * sum(kernels.values()) + in_fit, 2.0 * before + search
   if name == "LSH":
     return nan, 2.0 * dim * tokenizer.num_bits * tokenizer.num_tokens
   if name == "RandomCodes":
@@ -339,6 +341,7 @@ def fit_settings(quick: bool) -> dict[str, dict[str, Any]]:
     "batch_size": 256 if quick else 2048,
   }
   sizes = {"codebook_sizes": (k, k, k)}
+  behind = TOKENIZERS["residual_kmeans"](**sizes, max_iters=20)
   return {
     "rq_vae": {**sizes, **trained},
     "residual_kmeans": {**sizes, "max_iters": 20},
@@ -357,6 +360,9 @@ def fit_settings(quick: bool) -> dict[str, dict[str, Any]]:
     },
     "balanced_residual_kmeans": {**sizes, "max_iters": 3},
     "minibatch_residual_kmeans": {**sizes, "num_passes": 5},
+    "sinkhorn_residual_kmeans": {**sizes, "max_iters": 3},
+    "autoencoder": {**trained, "quantizer": behind},
+    "vae": {**trained, "quantizer": behind},
     "random": sizes,
   }
 
@@ -379,11 +385,14 @@ def measure_tokenizers(results: Results, args: argparse.Namespace) -> None:
       encoded = num_rows / median_time(lambda: encode(state, x), 5)
       decode = jax.jit(tokenizer.decode)
       decoded = num_rows / median_time(lambda: decode(state, codes), 5)
-      passes = sum(
-        len(curve)
-        for n, curve in report.curves.items()
-        if n.startswith("inertia")
-      ) or options.get("num_epochs", 1)
+      passes = options.get("num_epochs") or max(
+        1,
+        sum(
+          len(curve)
+          for n, curve in report.curves.items()
+          if n.startswith("inertia")
+        ),
+      )
       fitted = num_rows * passes / report.seconds
       fit_flops, encode_flops = matmul_flops(tokenizer, dim)
       row = {
