@@ -176,8 +176,8 @@ def _fit(
 ) -> StoredTokenizer:
   """Fits from the earlier state and stores the tokenizer."""
   key = rng.stream(jax.random.key(config.seed), "tokenizer")
-  state, report = config.tokenizer.fit(
-    jnp.asarray(table.vectors), key=key, init=old.tokenizer.state
+  state, report = semantic_ids.fit(
+    config, table.vectors, key=key, init=old.tokenizer.state
   )
   for alarm in report.alarms:
     logging.warning("tokenizer: %s", alarm)

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Int32, Int64
+from jaxtyping import Float32, Int32, Int64
 
 from gr_jax.core import artifact, rng
+from gr_jax.core import mesh as mesh_lib
 from gr_jax.embeddings.table import EmbeddingTable
 from gr_jax.sids import hourglass
 from gr_jax.sids.resolution import CollisionContext
@@ -46,7 +47,7 @@ def fit_tokenizer(
   if kept is not None:
     return _stored(config, kept, table)
   key = rng.stream(jax.random.key(config.seed), "tokenizer")
-  state, report = config.tokenizer.fit(jnp.asarray(table.vectors), key=key)
+  state, report = fit(config, table.vectors, key=key)
   for alarm in report.alarms:
     logging.warning("tokenizer: %s", alarm)
   # Not `encode` again: a balanced fit gives its items codes of their own.
@@ -67,6 +68,36 @@ def fit_tokenizer(
     report.seconds,
   )
   return StoredTokenizer(saved, state, codes)
+
+
+def fit(
+  config: RunConfig,
+  vectors: Float32[np.ndarray, "N D"],
+  *,
+  key: jax.Array,
+  init: Any = None,
+) -> tuple[Any, base.FitReport]:
+  """Fits the tokenizer, on all devices where it knows how to share the rows.
+
+  Args:
+    config: The run's settings.
+    vectors: Of the items.
+    key: For whatever is random.
+    init: The state to start from; None for a new one.
+
+  Raises:
+    InputError: The tokenizer refuses the vectors, or the mesh the devices.
+  """
+  mesh = mesh_lib.make_mesh(
+    jax.devices(), data=config.mesh.data, model=config.mesh.model
+  )
+  options = {}
+  shares = getattr(config.tokenizer, "fits_on_mesh", False)
+  if shares and mesh.shape[mesh_lib.DATA] > 1:
+    options["mesh"] = mesh
+  else:
+    vectors = jnp.asarray(vectors)
+  return config.tokenizer.fit(vectors, key=key, init=init, **options)
 
 
 def load_tokenizer(

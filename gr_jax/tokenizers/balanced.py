@@ -162,9 +162,13 @@ def fit(
 
 
 def _whole(mesh: Mesh, centers: jax.Array, key: jax.Array):
-  """Puts what all devices need on all of them."""
+  """Puts what all devices need on all of them, those of other hosts too."""
   whole = meshes.replicated(mesh)
-  return jax.device_put(centers, whole), jax.device_put(key, whole)
+  data = meshes.place(np.asarray(jax.random.key_data(key)), whole)
+  return (
+    meshes.place(np.asarray(meshes.to_host(centers)), whole),
+    jax.random.wrap_key_data(data, impl=jax.random.key_impl(key)),
+  )
 
 
 def place_rows(

@@ -16,7 +16,8 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
-from gr_jax.core import checks
+from gr_jax.core import checks, row_split
+from gr_jax.core.row_split import RowSplit
 from gr_jax.tokenizers import (
   base,
   codebook_init,
@@ -103,10 +104,10 @@ class CodebookOptions(gradient_fit.GradientOptions):
     codebooks = quantizer.average_codebooks(extra, self.codebooks(params))
     return self.with_codebooks(params, codebooks), extra
 
-  def check(self, params, extra, x, *, key, revive):
+  def check(self, params, extra, x, *, key, revive, split=None):
     """Implements `gradient_fit.Program`: catalog usage and revival."""
     counts = count_codes(
-      functools.partial(self.hard_codes, params), x, self.codebook_sizes
+      self.hard_codes, params, x, self.codebook_sizes, split=split
     )
     nothing = jnp.zeros((len(self.codebook_sizes),), jnp.int32)
     if not self.revive_dead_codes:
@@ -116,7 +117,7 @@ class CodebookOptions(gradient_fit.GradientOptions):
     )
     params, extra, number = lax.cond(
       dead & revive,
-      lambda: self._revive(params, extra, counts, x, key),
+      lambda: self._revive(params, extra, counts, x, key, split),
       lambda: (params, extra, nothing),
     )
     return params, extra, CatalogCheck(counts, number)
@@ -125,11 +126,12 @@ class CodebookOptions(gradient_fit.GradientOptions):
     """Implements `gradient_fit.Program`: unused and overfull codes."""
     return training_alarms(seen)
 
-  def _revive(self, params, extra, counts, x, key):
+  def _revive(self, params, extra, counts, x, key, split):
     """Moves dead codes of each level to what random rows put there."""
     sample_key, code_key = jax.random.split(key)
     most = max(self.codebook_sizes)  # distinct rows; N >= K was checked
-    rows = x[jax.random.permutation(sample_key, x.shape[0])[:most]]
+    num_rows = x.shape[0] if split is None else split.num_rows
+    rows = x[jax.random.permutation(sample_key, num_rows)[:most]]
     inputs = self.codebook_inputs(params, rows)
     codebooks = [
       quantizer.revive_dead(
@@ -151,25 +153,51 @@ class CodebookOptions(gradient_fit.GradientOptions):
 
 
 def count_codes(
-  encode: Callable[[jax.Array], jax.Array],
+  encode: Callable[[Any, jax.Array], jax.Array],
+  params: Any,
   x: Float[Array, "N D"],
   codebook_sizes: Sequence[int],
+  *,
+  split: RowSplit | None = None,
 ) -> tuple[Int32[Array, "..."], ...]:
   """Counts the items of every code of every level, chunk by chunk.
 
   Args:
-    encode: Rows [B, D] -> codes [B, L].
+    encode: Parameters and rows [B, D] -> codes [B, L].
+    params: The parameters.
     x: All rows.
     codebook_sizes: K of every level.
+    split: How the rows lie on several devices.
   """
+  run = functools.partial(
+    _count_codes, encode, codebook_sizes=tuple(codebook_sizes), split=split
+  )
+  if split is not None:
+    run = split.run(run, takes_rows=(False, True))
+  return run(params, x)
+
+
+def _count_codes(
+  encode: Callable[[Any, jax.Array], jax.Array],
+  params: Any,
+  x: jax.Array,
+  *,
+  codebook_sizes: tuple[int, ...],
+  split: RowSplit | None,
+) -> tuple[jax.Array, ...]:
+  """Implements `count_codes` on one device's rows."""
   num_rows = x.shape[0]
   chunk = min(_ENCODE_CHUNK, num_rows)
 
   def body(step: jax.Array, counts):
     start = jnp.minimum(step * chunk, num_rows - chunk)
-    codes = encode(lax.dynamic_slice_in_dim(x, start, chunk))  # [chunk, L]
+    rows = lax.dynamic_slice_in_dim(x, start, chunk)
+    codes = encode(params, rows)  # [chunk, L]
     # The last chunk starts early: its rows already counted weigh nothing.
-    fresh = (start + jnp.arange(chunk) >= step * chunk).astype(jnp.int32)
+    is_new = start + jnp.arange(chunk) >= step * chunk
+    if split is not None:
+      is_new &= lax.dynamic_slice_in_dim(split.is_row(), start, chunk)
+    fresh = is_new.astype(jnp.int32)
     return tuple(
       count + jnp.bincount(codes[:, level], weights=fresh, length=size)
       for level, (count, size) in enumerate(
@@ -178,7 +206,8 @@ def count_codes(
     )
 
   zeros = tuple(jnp.zeros((size,), jnp.int32) for size in codebook_sizes)
-  return lax.fori_loop(0, -(-num_rows // chunk), body, zeros)
+  counts = lax.fori_loop(0, -(-num_rows // chunk), body, zeros)
+  return row_split.total(split, counts)
 
 
 def training_alarms(seen: CatalogCheck) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Finite scalar quantization: rounding in place of codebooks."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Sequence
 from typing import ClassVar
@@ -199,7 +198,10 @@ class FSQ(gradient_fit.GradientOptions):
       return params, extra, codebook_training.CatalogCheck((), none)
     network = self.network(x.shape[1], training=True)
     counts = codebook_training.count_codes(
-      functools.partial(network.apply, {"params": params}, method="encode"),
+      lambda params, rows: network.apply(
+        {"params": params}, rows, method="encode"
+      ),
+      params,
       x,
       self.codebook_sizes,
     )

@@ -19,7 +19,9 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float
 
-from gr_jax.core import checks, permutation, progress, rng
+from gr_jax.core import checks, permutation, progress, rng, row_split
+from gr_jax.core import mesh as mesh_lib
+from gr_jax.core.row_split import RowSplit
 from gr_jax.tokenizers import adamw
 
 Params = Any
@@ -144,40 +146,63 @@ def prepare(
   *,
   standardize: bool,
   init: TrainedState | None,
-) -> tuple[Normalization, Float[Array, "N D"]]:
-  """Returns the normalization and all rows after it, on the device.
+  split: RowSplit | None = None,
+) -> tuple[Normalization, Float[Array, "M D"]]:
+  """Returns the normalization and all rows after it, on the devices.
 
   Args:
     x: All rows.
     standardize: See `fit_normalization`.
     init: A warm start keeps its normalization, so that its networks see what
       they know.
+    split: How the rows shall lie on several devices.
   """
-  rows = jnp.asarray(x)
+  rows = jnp.asarray(x) if split is None else split.place(x)
   if init is None:
-    normalization = fit_normalization(rows, standardize=standardize)
+    normalization = fit_normalization(
+      rows, standardize=standardize, split=split
+    )
   else:
     normalization = jax.tree.map(jnp.array, init.normalization)
-  return normalization, normalize(normalization, rows)
+  if split is None:
+    return normalization, normalize(normalization, rows)
+  rows = normalize(split.copy(normalization), rows)
+  return split.whole(normalization), rows
 
 
-@functools.partial(jax.jit, static_argnames="standardize")
+@functools.partial(jax.jit, static_argnames=("standardize", "split"))
 def fit_normalization(
-  x: Float[Array, "N D"], *, standardize: bool
+  x: Float[Array, "N D"], *, standardize: bool, split: RowSplit | None = None
 ) -> Normalization:
   """Measures mean and standard deviation; a constant dimension keeps scale 1.
 
   Args:
     x: All rows.
     standardize: False for the identity map.
+    split: How the rows lie on several devices.
   """
   if not standardize:
     return Normalization(jnp.zeros((x.shape[1],)), jnp.ones((x.shape[1],)))
-  mean, std = jnp.mean(x, axis=0), jnp.std(x, axis=0)
+  moments = functools.partial(_moments, split=split)
+  if split is not None:
+    moments = split.run(moments, takes_rows=(True,))
+  mean, std = moments(x)
   # Rounding gives a constant dimension a tiny spread, which must not be blown
   # up to one.
   constant = std <= 1e-6 * jnp.maximum(1.0, jnp.abs(mean))
   return Normalization(mean, jnp.where(constant, 1.0, std))
+
+
+def _moments(
+  x: jax.Array, *, split: RowSplit | None
+) -> tuple[jax.Array, jax.Array]:
+  """Returns mean and standard deviation [D] of one device's and all rows."""
+  if split is None:
+    return jnp.mean(x, axis=0), jnp.std(x, axis=0)
+  mean = row_split.total(split, jnp.sum(x, axis=0)) / split.num_rows
+  off = jnp.where(split.is_row()[:, None], x - mean[None, :], 0.0)
+  squares = row_split.total(split, jnp.sum(jnp.square(off), axis=0))
+  return mean, jnp.sqrt(squares / split.num_rows)
 
 
 @jax.jit
@@ -291,7 +316,9 @@ def num_steps(program: Program, num_rows: int) -> tuple[int, int]:
   return batch_size, num_rows // batch_size
 
 
-@functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
+@functools.partial(
+  jax.jit, static_argnames=("program", "split"), donate_argnames="state"
+)
 def train_round(
   state: FitState,
   x: Float[Array, "N D"],
@@ -299,6 +326,7 @@ def train_round(
   num_epochs: jax.Array,
   *,
   program: Program,
+  split: RowSplit | None = None,
 ) -> tuple[FitState, tuple[Metrics, Any]]:
   """Trains `num_epochs` epochs, then checks the whole catalog.
 
@@ -308,20 +336,28 @@ def train_round(
     key: Random key of the fit; epochs and steps fold their number into it.
     num_epochs: int32 [], at most `program.check_every_epochs`.
     program: What is trained.
+    split: How the rows lie on several devices; then batches are split too,
+      where their size allows, and parameters are copies.
 
   Returns:
     The state, then each metric's mean by epoch (NaN past `num_epochs`) and
     what `program.check` returned.
   """
-  batch_size, steps = num_steps(program, x.shape[0])
+  num_rows = x.shape[0] if split is None else split.num_rows
+  batch_size, steps = num_steps(program, num_rows)
   total_steps = program.num_epochs * steps
   order_key, step_key = rng.stream(key, "order"), rng.stream(key, "step")
   check_key = rng.stream(key, "check")
 
   def step(state: FitState, inputs):
     number, rows, rate = inputs
+    batch = x[rows]
+    if split is not None and batch_size % split.mesh.shape[mesh_lib.DATA] == 0:
+      batch = lax.with_sharding_constraint(
+        batch, mesh_lib.batch_sharding(split.mesh)
+      )
     gradient, (metrics, seen) = jax.grad(program.loss, has_aux=True)(
-      state.params, x[rows], key=jax.random.fold_in(step_key, number)
+      state.params, batch, key=jax.random.fold_in(step_key, number)
     )
     params, moments = adamw.update(
       state.params,
@@ -341,7 +377,7 @@ def train_round(
     # Everything that does not depend on the parameters is computed for a whole
     # epoch at once, not in every step.
     order = permutation.permute(
-      jnp.arange(steps * batch_size, dtype=jnp.int32), keys, size=x.shape[0]
+      jnp.arange(steps * batch_size, dtype=jnp.int32), keys, size=num_rows
     )
     numbers = state.step + jnp.arange(steps, dtype=jnp.int32)
     rates = adamw.rates(
@@ -381,6 +417,7 @@ def train_round(
     x,
     key=jax.random.fold_in(check_key, state.step),
     revive=state.step < int(_REVIVE_UNTIL * total_steps),
+    **({} if split is None else {"split": split}),
   )
   curves = {name: curves[:, column] for column, name in enumerate(names)}
   return state.replace(params=params, extra=extra), (curves, seen)
@@ -403,6 +440,7 @@ def fit(
   *,
   key: jax.Array,
   name: str,
+  split: RowSplit | None = None,
 ) -> FitOutcome:
   """Trains for `program.num_epochs` epochs.
 
@@ -413,11 +451,15 @@ def fit(
     x: All rows, normalized, on the device.
     key: Random key.
     name: Shown on the progress bar.
+    split: How the rows lie on several devices. The program's `check` then
+      takes it, too.
 
   Raises:
     InputError: The loss became NaN or infinite.
   """
   state = start_state(params, extra)
+  if split is not None:
+    state = split.copy(state)
   key = rng.stream(key, "gradient_fit")
   curves, rounds, waiting, alarmed = [], [], None, set()
 
@@ -443,15 +485,18 @@ def fit(
     for start in range(0, program.num_epochs, program.check_every_epochs):
       count = min(program.check_every_epochs, program.num_epochs - start)
       state, result = train_round(
-        state, x, key, jnp.int32(count), program=program
+        state, x, key, jnp.int32(count), program=program, split=split
       )
       # One round behind, so that the device never waits for the host.
       if waiting is not None:
         collect(waiting)
       waiting = (count, result)
     collect(waiting)
+  params = state.params
+  if split is not None:
+    params = split.whole(params)
   return FitOutcome(
-    params=state.params,
+    params=params,
     curves={n: np.concatenate([c[n] for c in curves]) for n in curves[0]},
     rounds=rounds,
   )

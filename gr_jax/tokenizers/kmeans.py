@@ -12,7 +12,8 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
-from gr_jax.core import checks, lookup, nearest
+from gr_jax.core import checks, lookup, nearest, row_split
+from gr_jax.core.row_split import RowSplit
 
 # Seeds are drawn from at most this many rows per code, chosen at random.
 SEED_ROWS_PER_CODE = 64
@@ -32,6 +33,17 @@ class KMeansState:
 
 @no_type_check
 @struct.dataclass
+class Assigned:
+  """What an update reads of the rows; sums go over all devices."""
+
+  sums: jax.Array  # float32 [K, D], rows of each code
+  counts: jax.Array  # float32 [K], how many
+  inertia: jax.Array  # float32 [], summed squared distance
+  distance: jax.Array  # float32 [N], of this device's rows
+
+
+@no_type_check
+@struct.dataclass
 class KMeansFit:
   """What `fit` returns."""
 
@@ -43,7 +55,11 @@ class KMeansFit:
 
 
 def init(
-  x: Float[Array, "N D"], *, num_codes: int, key: jax.Array
+  x: Float[Array, "N D"],
+  *,
+  num_codes: int,
+  key: jax.Array,
+  split: RowSplit | None = None,
 ) -> KMeansState:
   """Draws the first codebook by k-means++ (Arthur and Vassilvitskii 2007).
 
@@ -55,15 +71,22 @@ def init(
     x: Rows.
     num_codes: K, static.
     key: Random key.
+    split: How the rows lie on several devices. The seeds are those of one.
 
   Raises:
     InputError: Fewer rows than codes.
   """
-  if x.shape[0] < num_codes:
+  num_rows = x.shape[0] if split is None else split.num_rows
+  if num_rows < num_codes:
     raise checks.InputError(
-      f"Need N >= num_codes; got N={x.shape[0]}, {num_codes=}."
+      f"Need N >= num_codes; got N={num_rows}, {num_codes=}."
     )
-  return from_codebook(_plus_plus(x, num_codes, key))
+  if split is None:
+    return from_codebook(_plus_plus(x, num_codes, key))
+  sample_key, first_key, rest_key = jax.random.split(key, 3)
+  size = SEED_ROWS_PER_CODE * num_codes
+  sample = sample_rows(x, size, sample_key, split=split)
+  return from_codebook(_draw_seeds(sample, num_codes, first_key, rest_key))
 
 
 def from_codebook(codebook: Float[Array, "K D"]) -> KMeansState:
@@ -80,6 +103,13 @@ def from_codebook(codebook: Float[Array, "K D"]) -> KMeansState:
 def _plus_plus(x: jax.Array, num_codes: int, key: jax.Array) -> jax.Array:
   sample_key, first_key, rest_key = jax.random.split(key, 3)
   x = sample_rows(x, SEED_ROWS_PER_CODE * num_codes, sample_key)
+  return _draw_seeds(x, num_codes, first_key, rest_key)
+
+
+@functools.partial(jax.jit, static_argnames="num_codes")
+def _draw_seeds(
+  x: jax.Array, num_codes: int, first_key: jax.Array, rest_key: jax.Array
+) -> jax.Array:
   num_rows = x.shape[0]
   norms = jnp.sum(jnp.square(x), axis=-1)  # [N]
 
@@ -111,6 +141,7 @@ def sample_rows(
   key: jax.Array,
   *,
   first: int | None = None,
+  split: RowSplit | None = None,
 ) -> Float[Array, "M D"]:
   """Returns min(N, num_rows) distinct rows at random, all in order if N fits.
 
@@ -119,11 +150,17 @@ def sample_rows(
     num_rows: How many are wanted at most, static.
     key: Random key.
     first: Draws from the first so many rows alone: the others pad.
+    split: How the rows lie on several devices; the sample lies on one.
   """
+  if split is not None:
+    first = split.num_rows
   count = x.shape[0] if first is None else first
-  if count <= num_rows:
+  if split is None and count <= num_rows:
     return x[:count]
-  return x[jax.random.permutation(key, count)[:num_rows]]
+  index = jnp.arange(count)
+  if count > num_rows:
+    index = jax.random.permutation(key, count)[:num_rows]
+  return x[index] if split is None else jnp.asarray(split.take(x, index))
 
 
 def random_rows(
@@ -201,22 +238,47 @@ def sum_and_count(
   return lax.platform_dependent(codes, x, cpu=apart, default=together)
 
 
+def measure(
+  codebook: Float[Array, "K D"],
+  x: Float[Array, "N D"],
+  split: RowSplit | None = None,
+  *,
+  precision: str = "float32",
+  fused: bool = False,
+) -> Assigned:
+  """Assigns every row to its nearest code and sums up; see `Assigned`."""
+  num_codes = codebook.shape[0]
+  found = nearest.nearest(x, codebook, precision=precision, fused=fused)
+  codes, distance = found.codes, found.squared_distance
+  if split is not None:
+    codes = jnp.where(split.is_row(), codes, num_codes)  # goes nowhere
+    distance = jnp.where(split.is_row(), distance, 0.0)
+  sums, counts = sum_and_count(codes, x, num_codes)
+  sums, counts, inertia = row_split.total(
+    split, (sums, counts, jnp.sum(distance))
+  )
+  return Assigned(sums, counts, inertia, distance)
+
+
 def _assign_and_move(
-  state: KMeansState, x: jax.Array, precision: str, fused: bool
+  state: KMeansState,
+  x: jax.Array,
+  precision: str,
+  fused: bool,
+  split: RowSplit | None = None,
 ) -> tuple[KMeansState, jax.Array]:
   """One Lloyd update, and every row's squared distance before it."""
-  num_codes = state.codebook.shape[0]
-  found = nearest.nearest(x, state.codebook, precision=precision, fused=fused)
-  sums, counts = sum_and_count(found.codes, x, num_codes)
+  found = measure(state.codebook, x, split, precision=precision, fused=fused)
+  counts, sums = found.counts, found.sums
   means = sums / jnp.maximum(counts, 1.0)[:, None]
   moved = KMeansState(
     step=state.step + 1,
     # An empty cluster keeps its code: 0 / 1 would drag it to the origin.
     codebook=jnp.where(counts[:, None] > 0, means, state.codebook),
     counts=counts,
-    inertia=jnp.sum(found.squared_distance),
+    inertia=found.inertia,
   )
-  return moved, found.squared_distance
+  return moved, found.distance
 
 
 @functools.partial(jax.jit, static_argnames=("precision", "fused"))
@@ -238,7 +300,10 @@ def update(
 
 
 def _reseed_empty(
-  state: KMeansState, x: jax.Array, distance: jax.Array
+  state: KMeansState,
+  x: jax.Array,
+  distance: jax.Array,
+  split: RowSplit | None = None,
 ) -> tuple[KMeansState, jax.Array]:
   """Moves empty clusters to the rows farthest from their code.
 
@@ -248,10 +313,14 @@ def _reseed_empty(
   empty = state.counts == 0  # [K]
 
   def reseed() -> tuple[jax.Array, jax.Array]:
-    far, rows = lax.top_k(distance, state.codebook.shape[0])  # [K]
+    num_codes = empty.size
+    far, index = lax.top_k(distance, min(num_codes, distance.size))
+    rows = row_split.gather(split, x[index])
+    # The farthest of all parts; ties to the part, then the row, that is first.
+    far, index = lax.top_k(row_split.gather(split, far), num_codes)  # [K]
     turn = jnp.cumsum(empty) - 1  # [K]
     taken = empty & (far[turn] > 0)
-    codebook = jnp.where(taken[:, None], x[rows[turn]], state.codebook)
+    codebook = jnp.where(taken[:, None], rows[index][turn], state.codebook)
     return codebook, jnp.sum(taken).astype(jnp.int32)
 
   codebook, count = lax.cond(
@@ -260,7 +329,9 @@ def _reseed_empty(
   return state.replace(codebook=codebook), count
 
 
-@functools.partial(jax.jit, static_argnames=("max_iters", "precision", "fused"))
+@functools.partial(
+  jax.jit, static_argnames=("max_iters", "precision", "fused", "split")
+)
 def lloyd(
   state: KMeansState,
   x: Float[Array, "N D"],
@@ -269,6 +340,7 @@ def lloyd(
   tol: float | jax.Array,
   precision: str = "float32",
   fused: bool = False,
+  split: RowSplit | None = None,
 ) -> KMeansFit:
   """Runs Lloyd updates until inertia settles, in one dispatch.
 
@@ -281,7 +353,28 @@ def lloyd(
     precision: Of the distances; see `core.precision`. `KMeansFit.changed`
       says what anything but float32 does to the codes.
     fused: As for `nearest.nearest`, static.
+    split: How the rows lie on several devices, which then exchange sums of
+      [K, D] an update.
   """
+  run = functools.partial(
+    _lloyd, max_iters=max_iters, precision=precision, fused=fused, split=split
+  )
+  if split is not None:
+    run = split.run(run, takes_rows=(False, True, False))
+  return run(state, x, jnp.float32(tol))
+
+
+def _lloyd(
+  state: KMeansState,
+  x: jax.Array,
+  tol: jax.Array,
+  *,
+  max_iters: int,
+  precision: str,
+  fused: bool,
+  split: RowSplit | None,
+) -> KMeansFit:
+  """Implements `lloyd` on one device's rows."""
 
   def settled(fit: KMeansFit, last: jax.Array, reseeded: jax.Array):
     fell = last - fit.state.inertia
@@ -297,8 +390,8 @@ def lloyd(
   def body(carry):
     fit, _, _ = carry
     last = fit.state.inertia
-    moved, distance = _assign_and_move(fit.state, x, precision, fused)
-    moved, reseeded = _reseed_empty(moved, x, distance)
+    moved, distance = _assign_and_move(fit.state, x, precision, fused, split)
+    moved, reseeded = _reseed_empty(moved, x, distance, split)
     fit = KMeansFit(
       state=moved,
       inertias=fit.inertias.at[fit.num_iters].set(moved.inertia),
@@ -323,7 +416,11 @@ def lloyd(
   codebook = fit.state.codebook
   fast = nearest.nearest_code(x, codebook, precision=precision)
   changed = fast != nearest.nearest_code(x, codebook)
-  return fit.replace(changed=jnp.mean(changed.astype(jnp.float32)))
+  if split is None:
+    return fit.replace(changed=jnp.mean(changed.astype(jnp.float32)))
+  changed = jnp.sum((changed & split.is_row()).astype(jnp.float32))
+  changed = row_split.total(split, changed) / split.num_rows
+  return fit.replace(changed=changed)
 
 
 def fit(
@@ -336,6 +433,7 @@ def fit(
   codebook: Float[Array, "K D"] | None = None,
   precision: str = "float32",
   fused: bool = False,
+  split: RowSplit | None = None,
 ) -> KMeansFit:
   """Fits one codebook by Lloyd's algorithm.
 
@@ -348,14 +446,23 @@ def fit(
     codebook: Warm start; by default k-means++ seeds.
     precision: Of the distances; see `core.precision`.
     fused: As for `nearest.nearest`.
+    split: How the rows lie on several devices.
 
   Raises:
     InputError: Fewer rows than codes.
   """
   if codebook is None:
-    state = init(x, num_codes=num_codes, key=key)
+    state = init(x, num_codes=num_codes, key=key, split=split)
   else:
     state = from_codebook(codebook)
+  if split is not None:
+    state = split.copy(state)
   return lloyd(
-    state, x, max_iters=max_iters, tol=tol, precision=precision, fused=fused
+    state,
+    x,
+    max_iters=max_iters,
+    tol=tol,
+    precision=precision,
+    fused=fused,
+    split=split,
   )

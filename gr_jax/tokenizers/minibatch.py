@@ -1,6 +1,7 @@
 """Mini-batch residual k-means, for catalogs larger than memory."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from concurrent import futures
@@ -9,9 +10,11 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.core import checks, nearest, progress, rng
+from gr_jax.core.row_split import RowSplit
 from gr_jax.tokenizers import base, kmeans, reporting
 from gr_jax.tokenizers.residual_kmeans import (
   CodebooksState,
@@ -31,9 +34,13 @@ _SEED_ROWS_PER_CODE = 64
 _PASS_DECAY = 0.5
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="split")
 def update(
-  state: kmeans.KMeansState, x: Float[Array, "B D"]
+  state: kmeans.KMeansState,
+  x: Float[Array, "B D"],
+  *,
+  earlier: tuple[jax.Array, ...] = (),
+  split: RowSplit | None = None,
 ) -> kmeans.KMeansState:
   """Moves each code towards its rows of one batch (Sculley 2010, Algorithm 1).
 
@@ -42,14 +49,27 @@ def update(
 
   Args:
     state: Before; `counts` are the rows that each code ever had.
-    x: Batch, residuals of this level.
+    x: Batch.
+    earlier: Codebooks of the levels before; their residuals are quantized.
+    split: How the batch lies on several devices.
   """
-  num_codes = state.codebook.shape[0]
-  found = nearest.nearest(x, state.codebook)
-  sums = kmeans.sum_by_code(found.codes, x, num_codes)  # [K, D]
-  fresh = jnp.bincount(found.codes, length=num_codes).astype(jnp.float32)
-  counts = state.counts + fresh  # [K]
-  moved = state.counts[:, None] * state.codebook + sums
+  run = functools.partial(_update, split=split)
+  if split is not None:
+    run = split.run(run, takes_rows=(False, True, False))
+  return run(state, x, earlier)
+
+
+def _update(
+  state: kmeans.KMeansState,
+  x: jax.Array,
+  earlier: tuple[jax.Array, ...],
+  *,
+  split: RowSplit | None,
+) -> kmeans.KMeansState:
+  """Implements `update` on one device's rows."""
+  found = kmeans.measure(state.codebook, residuals(earlier, x), split)
+  counts = state.counts + found.counts  # [K]
+  moved = state.counts[:, None] * state.codebook + found.sums
   return kmeans.KMeansState(
     step=state.step + 1,
     codebook=jnp.where(
@@ -58,7 +78,25 @@ def update(
       state.codebook,
     ),
     counts=counts,
-    inertia=state.inertia + jnp.sum(found.squared_distance),
+    inertia=state.inertia + found.inertia,
+  )
+
+
+def _step(
+  state: kmeans.KMeansState,
+  batch: np.ndarray,
+  earlier: tuple[jax.Array, ...],
+  mesh: Mesh | None,
+) -> kmeans.KMeansState:
+  """Puts a batch on the devices and updates."""
+  if mesh is None:
+    return update(state, jnp.asarray(batch), earlier=earlier)
+  split = RowSplit(mesh, len(batch))
+  return update(
+    split.copy(state),
+    split.place(batch),
+    earlier=earlier,
+    split=split,
   )
 
 
@@ -183,6 +221,7 @@ class MiniBatchResidualKMeans:
   """
 
   hierarchical: ClassVar[bool] = True
+  fits_on_mesh: ClassVar[bool] = True
 
   codebook_sizes: tuple[int, ...] = (256, 256, 256)
   batch_size: int = 4096
@@ -203,10 +242,11 @@ class MiniBatchResidualKMeans:
     *,
     key: jax.Array,
     init: CodebooksState | None = None,
+    mesh: Mesh | None = None,
   ) -> tuple[CodebooksState, base.FitReport]:
     """Fits on one array, which may be a memory map; see `fit_shards`."""
     rows = x if isinstance(x, np.ndarray) else np.asarray(x)
-    return self.fit_shards([rows], key=key, init=init)
+    return self.fit_shards([rows], key=key, init=init, mesh=mesh)
 
   def fit_shards(
     self,
@@ -214,6 +254,7 @@ class MiniBatchResidualKMeans:
     *,
     key: jax.Array,
     init: CodebooksState | None = None,
+    mesh: Mesh | None = None,
   ) -> tuple[CodebooksState, base.FitReport]:
     """Fits level after level, streaming batches from the shards.
 
@@ -221,6 +262,7 @@ class MiniBatchResidualKMeans:
       shards: float32 [N_i, D] each, e.g. `np.load(path, mmap_mode="r")`.
       key: Random key.
       init: State of an earlier fit with the same configuration.
+      mesh: Devices that share each batch; None for one.
 
     Returns:
       The codebooks; curves hold the inertia by pass of each level, measured
@@ -257,12 +299,15 @@ class MiniBatchResidualKMeans:
             key=jax.random.fold_in(key, level),
           ).codebook
         state = kmeans.from_codebook(first)
+        before = earlier
+        if mesh is not None:
+          before = RowSplit(mesh, 1).copy(earlier)
         inertias, reseeded = [], 0
         for number in range(self.num_passes):
           kept = state.counts * _PASS_DECAY
           state = state.replace(counts=kept, inertia=jnp.float32(0.0))
           for batch in read_batches(shards, self.batch_size, generator):
-            state = update(state, residuals(earlier, batch))
+            state = _step(state, batch, before, mesh)
           inertias.append(float(state.inertia))
           if number + 1 < self.num_passes:
             dead = np.asarray(state.counts == kept)
@@ -270,7 +315,7 @@ class MiniBatchResidualKMeans:
             state, count = _reseed(state, dead, np.asarray(rows), generator)
             reseeded += count
           done(1)
-        codebooks.append(state.codebook)
+        codebooks.append(jnp.asarray(np.asarray(state.codebook)))
         curves[f"inertia/level_{level}"] = np.array(inertias)
         revived.append(reseeded)
     state = CodebooksState(codebooks=tuple(codebooks))

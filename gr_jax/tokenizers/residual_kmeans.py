@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.core import checks, nearest, progress
+from gr_jax.core.row_split import RowSplit
 from gr_jax.tokenizers import base, kmeans, reporting
 
 
@@ -85,6 +87,29 @@ def subtract(
   return residual - codebook[codes]
 
 
+@functools.partial(jax.jit, static_argnames="split", donate_argnames="residual")
+def leave(
+  residual: Float[Array, "N D"],
+  codebook: Float[Array, "K D"],
+  *,
+  split: RowSplit | None = None,
+) -> Float[Array, "N D"]:
+  """Returns what each row's nearest code leaves of it.
+
+  Args:
+    residual: Rows; donated.
+    codebook: Codes.
+    split: How the rows lie on several devices.
+  """
+
+  def part(rows, codebook):
+    return rows - codebook[nearest.nearest_code(rows, codebook)]
+
+  if split is not None:
+    part = split.run(part, takes_rows=(True, False), gives_rows=True)
+  return part(residual, codebook)
+
+
 @dataclasses.dataclass(frozen=True)
 class ResidualKMeans:
   """Residual k-means (OneRec's RQ-KMeans, GRID's RK-Means).
@@ -94,6 +119,7 @@ class ResidualKMeans:
   """
 
   hierarchical: ClassVar[bool] = True
+  fits_on_mesh: ClassVar[bool] = True
 
   codebook_sizes: tuple[int, ...] = (256, 256, 256)
   max_iters: int = 100  # Lloyd iterations per level
@@ -111,6 +137,7 @@ class ResidualKMeans:
     *,
     key: jax.Array,
     init: CodebooksState | None = None,
+    mesh: Mesh | None = None,
   ) -> tuple[CodebooksState, base.FitReport]:
     """Fits level after level; `init` gives each its first codebook.
 
@@ -118,6 +145,7 @@ class ResidualKMeans:
       x: float32, one row an item.
       key: Random key.
       init: State of an earlier fit with the same configuration.
+      mesh: Devices that share the rows; None for one.
 
     Returns:
       The codebooks; curves hold the inertia by Lloyd iteration of each level.
@@ -132,7 +160,9 @@ class ResidualKMeans:
       init=init,
       template=self.abstract_state(x.shape[1]),
     )
-    residual = jnp.array(x)  # a copy: it is donated below
+    split = None if mesh is None else RowSplit(mesh, x.shape[0])
+    # A copy: it is donated below.
+    residual = jnp.array(x) if split is None else split.place(x)
     codebooks, curves, revived = [], {}, []
     num_levels = len(self.codebook_sizes)
     with progress.bar(
@@ -146,11 +176,11 @@ class ResidualKMeans:
           max_iters=self.max_iters,
           tol=self.tol,
           codebook=None if init is None else init.codebooks[level],
+          split=split,
         )
         codebook = found.state.codebook
-        codes = nearest.nearest_code(residual, codebook)
-        residual = subtract(residual, codebook, codes)
-        codebooks.append(codebook)
+        residual = leave(residual, codebook, split=split)
+        codebooks.append(jnp.asarray(np.asarray(codebook)))
         inertias = np.asarray(found.inertias)
         curves[f"inertia/level_{level}"] = inertias[: int(found.num_iters)]
         revived.append(int(found.revived))

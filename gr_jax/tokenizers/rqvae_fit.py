@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.core import checks, rng
+from gr_jax.core.row_split import RowSplit
 from gr_jax.tokenizers import (
   base,
   codebook_init,
@@ -36,6 +38,7 @@ class RQVAE(codebook_training.CodebookOptions):
   """
 
   hierarchical: ClassVar[bool] = True
+  fits_on_mesh: ClassVar[bool] = True
 
   hidden_dims: tuple[int, ...] = (512, 256, 128)
   code_dim: int = 32
@@ -115,21 +118,29 @@ class RQVAE(codebook_training.CodebookOptions):
       {"params": params}, x, method="codebook_inputs"
     )
 
-  def init_params(self, x: Float[Array, "N D"], *, key: jax.Array) -> Any:
+  def init_params(
+    self,
+    x: Float[Array, "N D"],
+    *,
+    key: jax.Array,
+    split: RowSplit | None = None,
+  ) -> Any:
     """Draws networks and fills codebooks from latent residuals.
 
     Args:
       x: All rows, normalized.
       key: Random key.
+      split: How the rows lie on several devices.
     """
     network = self.network(x.shape[1], training=False)
     params = gradient_fit.init_network(
-      network, x[:1], key=rng.stream(key, "networks")
+      network, jnp.zeros((1, x.shape[1])), key=rng.stream(key, "networks")
     )
     rows = kmeans.sample_rows(
       x,
       _INIT_ROWS_PER_CODE * max(self.codebook_sizes),
       rng.stream(key, "rows"),
+      split=split,
     )
     latents = gradient_fit.apply_network(
       network, params, rows, method="latents"
@@ -148,6 +159,7 @@ class RQVAE(codebook_training.CodebookOptions):
     *,
     key: jax.Array,
     init: gradient_fit.TrainedState | None = None,
+    mesh: Mesh | None = None,
   ) -> tuple[gradient_fit.TrainedState, base.FitReport]:
     """Trains networks and codebooks; `init` gives their first values.
 
@@ -156,6 +168,7 @@ class RQVAE(codebook_training.CodebookOptions):
       key: Random key.
       init: State of an earlier fit with the same configuration. Its
         normalization is kept, so that its networks see what they know.
+      mesh: Devices that share rows and batches; None for one.
 
     Returns:
       The state; curves hold every loss term by epoch, and usage, dead codes
@@ -167,11 +180,12 @@ class RQVAE(codebook_training.CodebookOptions):
     started = time.monotonic()
     template = self.abstract_state(x.shape[1])
     base.check_fit(x, self.codebook_sizes, init=init, template=template)
+    split = None if mesh is None else RowSplit(mesh, x.shape[0])
     normalization, rows = gradient_fit.prepare(
-      x, standardize=self.standardize, init=init
+      x, standardize=self.standardize, init=init, split=split
     )
     if init is None:
-      params = self.init_params(rows, key=rng.stream(key, "init"))
+      params = self.init_params(rows, key=rng.stream(key, "init"), split=split)
     else:
       params = jax.tree.map(jnp.array, init.params)  # a copy: it is donated
     outcome = gradient_fit.fit(
@@ -181,6 +195,7 @@ class RQVAE(codebook_training.CodebookOptions):
       rows,
       key=key,
       name=type(self).__name__,
+      split=split,
     )
     state = gradient_fit.TrainedState(outcome.params, normalization)
     return state, reporting.fit_report(

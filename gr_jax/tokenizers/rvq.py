@@ -7,9 +7,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.core import rng
+from gr_jax.core.row_split import RowSplit
 from gr_jax.tokenizers import (
   base,
   codebook_init,
@@ -34,6 +36,7 @@ class RVQ(codebook_training.CodebookOptions):
   """
 
   hierarchical: ClassVar[bool] = True
+  fits_on_mesh: ClassVar[bool] = True
 
   learning_rate: float = 1e-2
   standardize: bool = False  # distances are those of the embeddings
@@ -75,6 +78,7 @@ class RVQ(codebook_training.CodebookOptions):
     *,
     key: jax.Array,
     init: gradient_fit.TrainedState | None = None,
+    mesh: Mesh | None = None,
   ) -> tuple[gradient_fit.TrainedState, base.FitReport]:
     """Trains all codebooks; `init` gives their first values.
 
@@ -82,6 +86,7 @@ class RVQ(codebook_training.CodebookOptions):
       x: float32, one row an item.
       key: Random key.
       init: State of an earlier fit with the same configuration.
+      mesh: Devices that share rows and batches; None for one.
 
     Returns:
       The state; curves hold the loss by epoch and the usage by round.
@@ -92,14 +97,16 @@ class RVQ(codebook_training.CodebookOptions):
     started = time.monotonic()
     template = self.abstract_state(x.shape[1])
     base.check_fit(x, self.codebook_sizes, init=init, template=template)
+    split = None if mesh is None else RowSplit(mesh, x.shape[0])
     normalization, rows = gradient_fit.prepare(
-      x, standardize=self.standardize, init=init
+      x, standardize=self.standardize, init=init, split=split
     )
     if init is None:
       sample = kmeans.sample_rows(
         rows,
         _INIT_ROWS_PER_CODE * max(self.codebook_sizes),
         rng.stream(key, "rows"),
+        split=split,
       )
       codebooks = codebook_init.init_codebooks(
         sample,
@@ -111,7 +118,13 @@ class RVQ(codebook_training.CodebookOptions):
     else:
       params = jax.tree.map(jnp.array, init.params)  # a copy: it is donated
     outcome = gradient_fit.fit(
-      self, params, self.start_extra(params), rows, key=key, name="RVQ"
+      self,
+      params,
+      self.start_extra(params),
+      rows,
+      key=key,
+      name="RVQ",
+      split=split,
     )
     state = gradient_fit.TrainedState(outcome.params, normalization)
     return state, reporting.fit_report(

@@ -194,7 +194,10 @@ def test_counting_in_chunks_counts_every_row_once(chunk, monkeypatch):
   codes = np.random.default_rng(0).integers(0, 3, size=(50, 2))
   # Rows that are their own codes.
   counts = codebook_training.count_codes(
-    lambda x: x.astype(jnp.int32), jnp.asarray(codes, jnp.float32), (3, 4)
+    lambda shift, x: (x + shift).astype(jnp.int32),
+    jnp.float32(0),
+    jnp.asarray(codes, jnp.float32),
+    (3, 4),
   )
   for level, size in enumerate((3, 4)):
     expected = np.bincount(codes[:, level], minlength=size)
