@@ -37,46 +37,40 @@ from gr_jax.tokenizers import TOKENIZERS, gradient_fit, kmeans
 HIDDEN, CODE_DIM, SIZES = (512, 256, 128), 32, (256, 256, 256)
 # Options of our step, then XLA flags: the rows of part "step".
 VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
-  "bfloat16, unroll 4": ({"compute_dtype": "bfloat16", "unroll": 4}, ""),
-  "float32, unroll 4": ({"unroll": 4}, ""),
   "bfloat16": ({"compute_dtype": "bfloat16"}, ""),
   "float32": ({}, ""),
-  "bfloat16, unroll 10": ({"compute_dtype": "bfloat16", "unroll": 10}, ""),
-  "float32, unroll 4, EMA": ({"unroll": 4, "ema_decay": 0.99}, ""),
-  "bfloat16, unroll 4, concurrent graphs": (
-    {"compute_dtype": "bfloat16", "unroll": 4},
+  "float32, EMA": ({"ema_decay": 0.99}, ""),
+  "bfloat16, concurrent graphs": (
+    {"compute_dtype": "bfloat16"},
     "--xla_gpu_command_buffer_scheduling_mode=CONCURRENT",
   ),
-  "bfloat16, unroll 4, loop in graph": (
-    {"compute_dtype": "bfloat16", "unroll": 4},
+  "bfloat16, loop in graph": (
+    {"compute_dtype": "bfloat16"},
     "--xla_gpu_enable_command_buffer="
     "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CONDITIONAL,WHILE",
   ),
-  "float32, unroll 4, concurrent graphs": (
-    {"unroll": 4},
+  "float32, concurrent graphs": (
+    {},
     "--xla_gpu_command_buffer_scheduling_mode=CONCURRENT",
   ),
 }
 # (variant or "torch HOW DTYPE", batch size), the most telling first.
 STEP_ROWS = [
-  ("bfloat16, unroll 4", 2048),
-  ("float32, unroll 4", 2048),
-  ("torch eager tf32", 2048),
-  ("torch compile tf32", 2048),
   ("bfloat16", 2048),
   ("float32", 2048),
-  ("bfloat16, unroll 4, concurrent graphs", 2048),
-  ("bfloat16, unroll 4, loop in graph", 2048),
+  ("torch eager tf32", 2048),
+  ("torch compile tf32", 2048),
+  ("bfloat16, concurrent graphs", 2048),
+  ("bfloat16, loop in graph", 2048),
   ("torch eager bfloat16", 2048),
-  ("bfloat16, unroll 4", 1024),
-  ("float32, unroll 4", 1024),
+  ("bfloat16", 1024),
+  ("float32", 1024),
   ("torch eager tf32", 1024),
   ("torch compile tf32", 1024),
-  ("bfloat16, unroll 10", 2048),
-  ("float32, unroll 4, concurrent graphs", 2048),
+  ("float32, concurrent graphs", 2048),
   ("torch compile bfloat16", 2048),
   ("torch compile-graphs tf32", 2048),
-  ("float32, unroll 4, EMA", 2048),
+  ("float32, EMA", 2048),
 ]
 
 

@@ -42,7 +42,6 @@ class GradientOptions:
   standardize: bool = True  # zero mean, unit variance per input dimension
   compute_dtype: str = "float32"  # of the networks; codes are always float32
   check_every_epochs: int = 10  # revival and alarms on the whole catalog
-  unroll: int = 1  # steps per loop iteration: GPUs gain from 4, compiling pays
 
   def check_options(self) -> None:
     """Refuses impossible values by name.
@@ -55,7 +54,6 @@ class GradientOptions:
       num_epochs=self.num_epochs,
       batch_size=self.batch_size,
       check_every_epochs=self.check_every_epochs,
-      unroll=self.unroll,
     )
     checks.check_at_least(
       0, warmup_share=self.warmup_share, weight_decay=self.weight_decay
@@ -387,10 +385,7 @@ def train_round(
       num_steps=total_steps,
     )
     state, metrics = lax.scan(
-      step,
-      state,
-      (numbers, order.reshape(steps, batch_size), rates),
-      unroll=min(program.unroll, steps),
+      step, state, (numbers, order.reshape(steps, batch_size), rates)
     )
     state = state.replace(step=state.step + steps)
     return state, jnp.mean(metrics, axis=0)  # [metrics]
