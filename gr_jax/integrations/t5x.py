@@ -70,16 +70,20 @@ class SidEncoderDecoderModel(models.EncoderDecoderModel):
   trie leaves nothing but the catalog's IDs.
   """
 
-  def __init__(self, *args, trie: trie_lib.Trie, **kwargs):
+  def __init__(
+    self, *args, trie: trie_lib.Trie, layout_index: int = 0, **kwargs
+  ):
     """Holds the catalog's IDs.
 
     Args:
       *args: As `models.EncoderDecoderModel`.
       trie: The catalog's semantic IDs, those of the output vocabulary.
+      layout_index: Which of the vocabulary's layouts is this catalog's.
       **kwargs: As `models.EncoderDecoderModel`.
     """
     super().__init__(*args, **kwargs)
     self._trie = trie
+    self._layout_index = layout_index
 
   def predict_batch_with_aux(
     self,
@@ -120,7 +124,7 @@ class SidEncoderDecoderModel(models.EncoderDecoderModel):
     default = self._default_decoder_params
     if return_all_decodes is None:
       return_all_decodes = default.return_all_decodes
-    layout = self.output_vocabulary.layouts[0]
+    layout = self.output_vocabulary.layouts[self._layout_index]
     recommend = evaluator.make_recommend_fn(
       EncoderDecoder(config_of(self.module.config)),
       layout,

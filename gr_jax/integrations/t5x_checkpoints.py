@@ -39,19 +39,16 @@ def load_params(
     InputError: No checkpoint there, or one of another network.
   """
   folder, step = _find(pathlib.Path(path).absolute())
-  with _manager(folder) as manager:
+  path = folder / f"{_PREFIX}_{step}" / _ITEM
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     # As host arrays: the devices it was saved from need not be here.
-    names = manager.item_metadata(step)[_ITEM]
     on_host = jax.tree.map(
       lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-      getattr(names, "tree", names),
+      reader.metadata(path).item_metadata.tree,
     )
-    restored = manager.restore(
-      step,
-      args=ocp.args.Composite(
-        **{_ITEM: ocp.args.PyTreeRestore(restore_args=on_host)}
-      ),
-    )[_ITEM]
+    restored = reader.restore(
+      path, args=ocp.args.PyTreeRestore(restore_args=on_host)
+    )
   if not isinstance(restored, dict) or "target" not in restored:
     raise checks.InputError(
       f"{str(folder)!r} holds no T5X training state: 'target' is missing."

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from gr_jax.core import artifact
+from gr_jax.core import artifact, checks
 from gr_jax.integrations import huggingface, t5x_checkpoints
 from gr_jax.stages import generator, live_catalog, prepare, semantic_ids
 from gr_jax.stages.config import RunConfig
@@ -35,6 +35,7 @@ def import_t5x(
     InputError: No semantic IDs yet, no checkpoint there, or one of another
       network.
   """
+  _check_network(config)
   _, catalog = semantic_ids.load_sids(workdir)
   network = generator.make_generator(config, catalog).model.config
   step, params = t5x_checkpoints.load_params(checkpoint, network)
@@ -56,6 +57,7 @@ def import_huggingface(
     InputError: No semantic IDs yet, no model there, or one of another
       network.
   """
+  _check_network(config)
   _, catalog = semantic_ids.load_sids(workdir)
   network = generator.make_generator(config, catalog).model.config
   params = huggingface.load_params(checkpoint, network)
@@ -83,6 +85,7 @@ def export_huggingface(
     InputError: No trained generator yet, the folder exists, or Hugging Face's
       T5 has no such network.
   """
+  _check_network(config)
   live = live_catalog.load(workdir)
   stored = prepare.load_data(workdir)
   saved = workdir.load_child(
@@ -103,6 +106,14 @@ def export_huggingface(
       file.write(json.dumps(line) + "\n")
   logging.info("generator: written to %s.", path)
   return path
+
+
+def _check_network(config: RunConfig) -> None:
+  if config.network != "encoder_decoder":
+    raise checks.InputError(
+      f"model.name={config.network!r} is no T5; only 'encoder_decoder' goes to "
+      "T5X and Hugging Face and comes from there."
+    )
 
 
 def _save(

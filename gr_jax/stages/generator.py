@@ -28,7 +28,7 @@ from gr_jax.training.checkpoint import Checkpointer
 
 # A vocabulary that is a multiple of this splits evenly over devices and
 # fills the lanes of matrix units.
-_VOCAB_MULTIPLE = 128
+VOCAB_MULTIPLE = 128
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ def make_generator(config: RunConfig, catalog: SidCatalog) -> Generator:
     catalog, vocabulary, max_history=config.task.max_history
   )
   kind = MODELS[config.network]
-  network = config.generator(vocabulary.padded_size(_VOCAB_MULTIPLE))
+  network = config.generator(vocabulary.padded_size(VOCAB_MULTIPLE))
   if kind is SASRec:
     if layout.has_user_token:
       raise checks.InputError(

@@ -15,6 +15,7 @@ from gr_jax.core import artifact, checks
 from gr_jax.data import splits
 from gr_jax.decoding.trie import Trie
 from gr_jax.models.config import T5Config
+from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.stages import generator, live_catalog, prepare
 from gr_jax.stages.config import RunConfig
 from gr_jax.stages.workdir import Workdir
@@ -59,9 +60,7 @@ def register(
   Raises:
     InputError: No semantic IDs yet, or seqio is not installed.
   """
-  next_item, seqio_metrics, seqio_vocabulary = _seqio_files()
-  import seqio
-
+  seqio, _, _, seqio_vocabulary = seqio_files()
   stored = prepare.load_data(workdir)
   # Appended items may be returned, removed ones may not.
   live = live_catalog.load(workdir, stored)
@@ -70,19 +69,7 @@ def register(
     generator.make_generator(config, catalog), trie=live.trie()
   )
   vocabulary = seqio_vocabulary.SidSeqioVocabulary(made.vocabulary)
-  if name in seqio.TaskRegistry.names():
-    seqio.TaskRegistry.remove(name)
-  metrics = seqio_metrics.ItemMetrics(catalog, made.vocabulary, best_last=True)
-  next_item.register_splits(
-    name,
-    interactions=stored.interactions,
-    split=splits.leave_one_out(stored.interactions),
-    catalog=catalog,
-    vocabulary=vocabulary,
-    max_history=config.task.max_history,
-    augmentation=config.task.augmentation,
-    **metrics.arguments(),
-  )
+  add_task(name, config, stored, catalog, vocabulary)
   content = artifact.hash_config(
     [
       stored.artifact.hash,
@@ -106,15 +93,59 @@ def register(
   return registered
 
 
-def _seqio_files() -> tuple[Any, Any, Any]:
+def add_task(
+  name: str,
+  config: RunConfig,
+  stored: prepare.StoredDataset,
+  catalog: SidCatalog,
+  vocabulary: Any,
+  layout_index: int = 0,
+) -> None:
+  """Adds a task to seqio, replacing one of the same name.
+
+  Args:
+    name: Registry name.
+    config: The run's settings.
+    stored: Its data set.
+    catalog: Its semantic IDs.
+    vocabulary: A `SidSeqioVocabulary` that has them.
+    layout_index: As which of its layouts.
+  """
+  seqio, next_item, seqio_metrics, _ = seqio_files()
+  if name in seqio.TaskRegistry.names():
+    seqio.TaskRegistry.remove(name)
+  metrics = seqio_metrics.ItemMetrics(
+    catalog, vocabulary.layouts[layout_index], best_last=True
+  )
+  next_item.register_splits(
+    name,
+    interactions=stored.interactions,
+    split=splits.leave_one_out(stored.interactions),
+    catalog=catalog,
+    vocabulary=vocabulary,
+    max_history=config.task.max_history,
+    augmentation=config.task.augmentation,
+    layout_index=layout_index,
+    **metrics.arguments(),
+  )
+
+
+def seqio_files() -> tuple[Any, Any, Any, Any]:
+  """Imports seqio, `next_item`, `seqio_metrics` and `seqio_vocabulary`.
+
+  Raises:
+    InputError: seqio or TensorFlow is not installed.
+  """
   try:
+    import seqio
+
     from gr_jax.tasks import next_item, seqio_metrics, seqio_vocabulary
   except ModuleNotFoundError as error:
     raise checks.InputError(
       f"seqio tasks need {error.name!r}; pip install seqio==0.0.20 "
       "tensorflow==2.21.0 tensorflow-text==2.21.1."
     ) from error
-  return next_item, seqio_metrics, seqio_vocabulary
+  return seqio, next_item, seqio_metrics, seqio_vocabulary
 
 
 @functools.lru_cache(maxsize=8)

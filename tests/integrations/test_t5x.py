@@ -224,11 +224,12 @@ def test_bad_requests_are_refused(t5x):
     t5x.network_config(T5Config(vocab_size=8, relpos_buckets=16))
 
 
-def _main(name, *flags):
+def _main(name, *flags, more=()):
   environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
   environment.pop("XLA_FLAGS", None)
   done = subprocess.run(
-    [sys.executable, "-m", f"t5x.{name}", f"--gin_file=configs/gin/{name}.gin"]
+    [sys.executable, "-m", f"t5x.{name}"]
+    + [f"--gin_file=configs/gin/{file}.gin" for file in (name, *more)]
     + [f"--gin.{flag}" for flag in flags],
     cwd=ROOT,
     env=environment,
@@ -300,3 +301,32 @@ def test_t5x_trains_evaluates_and_infers_with_our_gin_files(t5x, tmp_path):
   np.testing.assert_allclose(scores, predictions.scores, atol=1e-4)
   # Beams of nearly equal scores may change places.
   assert np.mean(items == predictions.item_index) > 0.99
+
+
+@pytest.mark.slow
+def test_t5x_trains_one_network_on_two_catalogs(t5x, tmp_path):
+  workdirs = []
+  for index, sizes in enumerate([(8, 8, 8), (6, 5)]):
+    config = quickstart.get_config("smoke")
+    config.tokenizer.codebook_sizes = sizes
+    config = stages.RunConfig.from_dict(config.to_dict())
+    workdirs.append(stages.Workdir(tmp_path / f"run{index}"))
+    stages.embed(config, workdirs[index])
+    stages.tokenize(config, workdirs[index])
+  paths = [str(workdir.root) for workdir in workdirs]
+  runs = (f"WORKDIRS={paths!r}", "RATES=[1.0, 2.0]")
+  _main(
+    "train", f'WORKDIR="{paths[0]}"', *runs, f'MODEL_DIR="{tmp_path}/model"',
+    "TRAIN_STEPS=4", "BATCH_SIZE=8", "EVAL_PERIOD=2",
+    more=["mixture_train"],
+  )  # fmt: skip
+  for index, path in enumerate(paths):
+    _main(
+      "eval", f'WORKDIR="{path}"', *runs,
+      f'CHECKPOINT_PATH="{tmp_path}/model/checkpoint_4"',
+      f'EVAL_OUTPUT_DIR="{tmp_path}/eval{index}"', more=["mixture"],
+    )  # fmt: skip
+    folder = tmp_path / f"eval{index}" / "inference_eval"
+    lines = (folder / f"next_items_{index}-metrics.jsonl").read_text()
+    # All beams are IDs of the one catalog that was asked for.
+    assert json.loads(lines.splitlines()[-1])["invalid_rate"] == 0

@@ -86,3 +86,16 @@ def test_a_generator_goes_to_hugging_face_and_back(
   (path / "config.json").write_text(json.dumps(other | {"d_ff": 8}))
   with pytest.raises(checks.InputError, match=r"has mlp_dim=8 \(d_ff\)"):
     exchange.import_huggingface(config, workdir, str(path))
+
+
+def test_other_networks_are_refused(workdir, tmp_path):
+  other = quickstart.get_config("smoke")
+  other.model.name = "decoder_only"
+  other = stages.RunConfig.from_dict(other.to_dict())
+  for exchanged in (
+    exchange.import_t5x,
+    exchange.import_huggingface,
+    exchange.export_huggingface,
+  ):
+    with pytest.raises(checks.InputError, match=r"'decoder_only' is no T5"):
+      exchanged(other, workdir, str(tmp_path / "x"))

@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gr_jax.core import checks
+from gr_jax.core import checks, mesh
 from gr_jax.sids.vocabulary import SidVocabulary
 from gr_jax.tasks import windows
+from gr_jax.training import loaders
 
 pytest.importorskip("seqio")
 
@@ -95,6 +96,48 @@ def test_seqio_yields_the_windows(
   rows = seqio_rows(shuffled)
   assert rows != window_rows(world, train)
   assert sorted(rows) == sorted(window_rows(world, train))
+
+
+def test_training_on_a_device_sees_what_seqio_yields(world_of, registry, key):
+  world = world_of(4, variable=True, buckets=2, num_users=120)
+  task = register(world, augmentation="subsequences")
+  dataset = task.get_dataset(
+    sequence_length=lengths_of(world), split="train", shuffle=False
+  )
+  want = seqio_rows(dataset)
+  data = windows.training_data(
+    world.interactions,
+    world.catalog,
+    world.layout,
+    windows.training_examples(
+      world.interactions, world.split, "subsequences", H
+    ),
+  )
+  loader = loaders.DeviceLoader(
+    data,
+    windows.WindowLayout.create(world.catalog, world.layout, max_history=H),
+    mesh.make_mesh(jax.devices()[:1]),
+    batch_size=16,
+  )
+  cut = jax.jit(loader.sampler.cut)
+  plan = loader.plan
+  found = []
+  steps = jnp.arange(len(want) // 16 + 1)  # one epoch and a little
+  for index in jax.jit(loader.sampler.indices)(steps, key[None])[:, 0]:
+    batch = cut(loader.data, index)
+    for row in range(plan.num_rows):
+      for segment in range(1, plan.input_segments[row].max() + 1):
+        pair = [
+          np.asarray(tokens[row])[segments[row] == segment]
+          for tokens, segments in (
+            (batch.inputs, plan.input_segments),
+            (batch.targets, plan.target_segments),
+          )
+        ]
+        found.append(tuple(tuple(part[part > 0].tolist()) for part in pair))
+  assert plan.num_rows < 16  # several examples a row
+  assert set(found) == set(want)
+  assert len(found) < len(want) + 32
 
 
 def test_batches_of_all_hosts_hold_every_example_once(world_of, registry):
