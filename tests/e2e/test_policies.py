@@ -93,7 +93,7 @@ def _check_draws_average_to_the_report(root, report):
   stored = prepare.load_data(workdir)
   live = live_catalog.load(workdir, stored)
   examples = splits.leave_one_out(stored.interactions).test
-  lists = evaluation.predict_test(
+  (lists,) = evaluation.predict_test(
     workdir.read_config(), workdir, stored, live, examples
   )
   denied = evaluation.denied_items(stored.interactions, examples)
