@@ -158,6 +158,7 @@ def test_what_a_request_excludes_is_replaced(finished, tmp_path):
   assert (finished.path("trie") / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_retrieval_is_compared(finished, capsys):
   """Beams as wide as the catalog find the exact lists."""
   options = stages.RetrievalOptions(

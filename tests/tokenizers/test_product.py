@@ -87,6 +87,7 @@ def test_rq_opq_collides_less_than_residual_kmeans_at_equal_bits(key):
   assert ours.collision_rate < residual.collision_rate
 
 
+@pytest.mark.slow
 def test_rq_opq_with_balanced_levels(key):
   x = correlated(num_rows=96)
   tokenizer = rq_opq.RQOPQ(

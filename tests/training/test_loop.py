@@ -94,7 +94,10 @@ def _rows(folder):
   ]
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+  "stop_after",
+  [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3, 5))],
+)
 def test_a_stopped_run_resumes_to_the_same_bits(
   world, one_device, tmp_path, stop_after
 ):
@@ -150,6 +153,7 @@ def test_the_best_parameters_are_kept_and_patience_ends_the_run(
   jax.tree.map(np.testing.assert_array_equal, result.params, again.params)
 
 
+@pytest.mark.slow
 def test_replicas_keep_their_own_best_as_alone(world, one_device, tmp_path):
   """Seeds 1 and 2 together, stopped and resumed, and each by itself."""
   config = {"num_steps": 20, "patience": 1}

@@ -56,10 +56,10 @@ def alone(world, model, one_device):
 @pytest.mark.parametrize(
   ("data", "tensor", "rules"),
   [
-    (8, 1, "fsdp"),
+    pytest.param(8, 1, "fsdp", marks=pytest.mark.slow),
     (4, 2, "fsdp_tensor"),
-    (2, 4, "tensor"),
-    (1, 8, "fsdp_tensor"),
+    pytest.param(2, 4, "tensor", marks=pytest.mark.slow),
+    pytest.param(1, 8, "fsdp_tensor", marks=pytest.mark.slow),
   ],
 )
 def test_every_mesh_trains_as_one_device(
@@ -102,6 +102,7 @@ def _first(state):
   return take(state.params)
 
 
+@pytest.mark.slow
 def test_replicas_over_devices_train_as_one_device(world, model, one_device):
   want_state, want_rows = _train(world, model, one_device, {}, replicas=4)
   mesh = mesh_lib.make_mesh(jax.devices()[:4])
