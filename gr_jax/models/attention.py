@@ -345,7 +345,9 @@ def _softmax_forward(logits, bias, mask):
   wide = jnp.where(mask, logits.astype(jnp.float32) + bias, MASKED)
   # Not exp(x - max) / sum: that would write the exponentials in float32, and
   # computing them twice costs nothing where memory is what is waited for.
-  norm = jax.nn.logsumexp(wide, axis=-1, keepdims=True)
+  # The maximum goes first: a large logit less a large norm would be rounded.
+  wide = wide - jnp.max(wide, axis=-1, keepdims=True)
+  norm = jnp.log(jnp.sum(jnp.exp(wide), axis=-1, keepdims=True))
   weights = jnp.exp(wide - norm).astype(logits.dtype)
   # An array of no size carries the bias's shape to the backward pass.
   return weights, (weights, jnp.zeros((*bias.shape, 0), bias.dtype))

@@ -163,7 +163,9 @@ def test_both_decoders_agree_with_scoring_every_item(t5x, codes, num_decodes):
     params, batch, rng=jax.random.PRNGKey(0)
   )
   np.testing.assert_array_equal(decodes, other)
-  np.testing.assert_allclose(aux["scores"], other_aux["scores"], atol=1e-4)
+  np.testing.assert_allclose(
+    aux["scores"], other_aux["scores"], atol=1e-4, rtol=1e-5
+  )
   # Exhaustive: T5X's own score of every ID, for every user.
   tokens = _tokens(codes, layout)
   scores = np.zeros((3, len(tokens)), np.float32)
@@ -184,7 +186,7 @@ def test_both_decoders_agree_with_scoring_every_item(t5x, codes, num_decodes):
   for user, beam in np.argwhere(found):
     column = known[tuple(decodes[user, beam].tolist())]
     np.testing.assert_allclose(
-      aux["scores"][user, beam], scores[user, column], atol=1e-4
+      aux["scores"][user, beam], scores[user, column], atol=1e-4, rtol=1e-5
     )
     item = int(aux["item_index"][user, beam])
     assert tuple(_tokens(codes[item : item + 1], layout)[0]) == tuple(
@@ -192,7 +194,10 @@ def test_both_decoders_agree_with_scoring_every_item(t5x, codes, num_decodes):
     )
   if num_decodes >= len(tokens):
     np.testing.assert_allclose(
-      np.sort(scores, axis=1), aux["scores"][:, -len(tokens) :], atol=1e-4
+      np.sort(scores, axis=1),
+      aux["scores"][:, -len(tokens) :],
+      atol=1e-4,
+      rtol=1e-5,
     )
 
 
