@@ -278,10 +278,16 @@ def encode_in_chunks(
   Returns:
     Host codes of all rows.
   """
-  parts = [
-    np.asarray(tokenizer.encode(state, x[start : start + chunk_size]))
-    for start in range(0, x.shape[0], chunk_size)
-  ]
+  parts, running = [], None
+  for start in range(0, x.shape[0], chunk_size):
+    # On the device at once: both the check and the codes read it there.
+    rows = jnp.asarray(x[start : start + chunk_size])
+    codes = tokenizer.encode(state, rows)
+    # Fetched while the next chunk is read.
+    if running is not None:
+      parts.append(np.asarray(running))
+    running = codes
+  parts.append(np.asarray(running))
   return np.concatenate(parts)
 
 

@@ -5,6 +5,7 @@ and entropy are alarms, not targets: the recommendation metric decides.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -23,7 +24,15 @@ def code_counts(
 
 def used_counts(codes: Int[np.ndarray, " N"]) -> Int[np.ndarray, " used"]:
   """Counts the items of every code in use: for levels of very many codes."""
-  return np.unique(codes, return_counts=True)[1]
+  return _used_counts(codes, int(codes.max(initial=0)) + 1)
+
+
+def _used_counts(ids: np.ndarray, size: int) -> np.ndarray:
+  """Counts ids 0 <= id < size that occur, in their order."""
+  if size <= max(4 * ids.size, 1 << 16):
+    counts = np.bincount(ids, minlength=1)
+    return counts[counts > 0]
+  return np.unique(ids, return_counts=True)[1]
 
 
 def utilization(
@@ -87,7 +96,14 @@ def top_share(counts: Int[np.ndarray, " K"]) -> float:
 
 def path_counts(codes: Int[np.ndarray, "N L"]) -> Int[np.ndarray, " paths"]:
   """Counts the items of every distinct row of codes, in sorted order."""
-  return np.unique(codes, axis=0, return_counts=True)[1]
+  sizes = [int(column.max(initial=0)) + 1 for column in codes.T]
+  if math.prod(sizes) > np.iinfo(np.int64).max:
+    return np.unique(codes, axis=0, return_counts=True)[1]
+  # One number a row: whole rows compare some thirty times as slowly.
+  ids = np.zeros(codes.shape[0], np.int64)
+  for column, size in zip(codes.T, sizes, strict=True):
+    ids = ids * size + column
+  return _used_counts(ids, math.prod(sizes))
 
 
 def conditional_branching(codes: Int[np.ndarray, "N L"], level: int) -> float:

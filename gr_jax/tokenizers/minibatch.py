@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import ClassVar
 
@@ -84,13 +84,13 @@ def _update(
 
 def _step(
   state: kmeans.KMeansState,
-  batch: np.ndarray,
+  batch: np.ndarray | jax.Array,
   earlier: tuple[jax.Array, ...],
   mesh: Mesh | None,
 ) -> kmeans.KMeansState:
   """Puts a batch on the devices and updates."""
   if mesh is None:
-    return update(state, jnp.asarray(batch), earlier=earlier)
+    return update(state, batch, earlier=earlier)
   split = RowSplit(mesh, len(batch))
   return update(
     split.copy(state),
@@ -115,7 +115,9 @@ def read_batches(
   shards: Sequence[np.ndarray],
   batch_size: int,
   generator: np.random.Generator,
-) -> Iterator[np.ndarray]:
+  *,
+  on_device: bool = False,
+) -> Iterator[np.ndarray | jax.Array]:
   """Yields every row once, in batches, shuffled as far as reading allows.
 
   Runs of 16 batches of consecutive rows come in random order and are shuffled
@@ -126,6 +128,8 @@ def read_batches(
     shards: float32 [N_i, D] each, in memory or memory maps.
     batch_size: Rows a batch.
     generator: Source of the order.
+    on_device: Whether runs are put on the default device and shuffled there,
+      which is slow on a host; the batches are the same.
   """
   length = batch_size * _BATCHES_PER_READ
   runs = [
@@ -134,9 +138,10 @@ def read_batches(
     for start in range(0, shards[shard].shape[0], length)
   ]
 
-  def read(run: tuple[int, int]) -> np.ndarray:
+  def read(run: tuple[int, int]) -> np.ndarray | jax.Array:
     shard, start = run
-    return np.array(shards[shard][start : start + length], np.float32)
+    rows = np.array(shards[shard][start : start + length], np.float32)
+    return jnp.asarray(rows) if on_device else rows
 
   with futures.ThreadPoolExecutor(1) as pool:
     order = generator.permutation(len(runs))
@@ -145,9 +150,15 @@ def read_batches(
       rows = waiting.result()
       if turn + 1 < len(runs):
         waiting = pool.submit(read, runs[order[turn + 1]])
-      rows = rows[generator.permutation(len(rows))]
+      shuffled = generator.permutation(len(rows)).astype(np.int32)
       for start in range(0, len(rows), batch_size):
-        yield rows[start : start + batch_size]
+        chosen = shuffled[start : start + batch_size]
+        yield _take(rows, chosen) if on_device else rows[chosen]
+
+
+@jax.jit
+def _take(rows: jax.Array, index: jax.Array) -> jax.Array:
+  return rows[index]
 
 
 def check_shards(shards: Sequence[np.ndarray], num_codes: int) -> None:
@@ -213,6 +224,15 @@ def _reseed(
 
 
 @dataclasses.dataclass(frozen=True)
+class Learned:
+  """What the passes over the rows give."""
+
+  state: CodebooksState
+  curves: Mapping[str, np.ndarray]  # "inertia/level_0" by pass
+  revived: tuple[int, ...]  # per level, codes re-seeded
+
+
+@dataclasses.dataclass(frozen=True)
 class MiniBatchResidualKMeans:
   """Residual mini-batch k-means (Sculley 2010; what GRID trains).
 
@@ -273,9 +293,27 @@ class MiniBatchResidualKMeans:
     """
     started = time.monotonic()
     check_shards(shards, max(self.codebook_sizes))
-    template = self.abstract_state(shards[0].shape[1])
     if init is not None:
-      base.check_like(init, template)
+      base.check_like(init, self.abstract_state(shards[0].shape[1]))
+    learned = self.learn_shards(shards, key=key, init=init, mesh=mesh)
+    return learned.state, reporting.fit_report(
+      self,
+      learned.state,
+      list(shards),
+      started=started,
+      revived=learned.revived,
+      curves=learned.curves,
+    )
+
+  def learn_shards(
+    self,
+    shards: Sequence[np.ndarray],
+    *,
+    key: jax.Array,
+    init: CodebooksState | None = None,
+    mesh: Mesh | None = None,
+  ) -> Learned:
+    """Does `fit_shards`' passes alone: no checks before, no report after."""
     generator = rng.numpy_generator(key, "batches")
     codebooks, curves, revived = [], {}, []
     total = len(self.codebook_sizes) * self.num_passes
@@ -306,7 +344,9 @@ class MiniBatchResidualKMeans:
         for number in range(self.num_passes):
           kept = state.counts * _PASS_DECAY
           state = state.replace(counts=kept, inertia=jnp.float32(0.0))
-          for batch in read_batches(shards, self.batch_size, generator):
+          for batch in read_batches(
+            shards, self.batch_size, generator, on_device=mesh is None
+          ):
             state = _step(state, batch, before, mesh)
           inertias.append(float(state.inertia))
           if number + 1 < self.num_passes:
@@ -319,9 +359,7 @@ class MiniBatchResidualKMeans:
         curves[f"inertia/level_{level}"] = np.array(inertias)
         revived.append(reseeded)
     state = CodebooksState(codebooks=tuple(codebooks))
-    return state, reporting.fit_report(
-      self, state, list(shards), started=started, revived=revived, curves=curves
-    )
+    return Learned(state, curves, tuple(revived))
 
   def _enough(
     self, sample: np.ndarray, shards: Sequence[np.ndarray], size: int

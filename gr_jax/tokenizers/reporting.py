@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32
 
@@ -60,7 +62,7 @@ def is_collapsed(counts: np.ndarray, size: int) -> bool:
 
 def reconstruction_errors(
   shards: Sequence[np.ndarray | Array],
-  reconstruct: Callable[[np.ndarray], Array],
+  reconstruct: Callable[[Array], Array],
 ) -> tuple[float, float]:
   """Returns the mean squared distance of rows to what is made of them.
 
@@ -76,10 +78,21 @@ def reconstruction_errors(
   squared, total = 0.0, 0.0
   for shard in shards:
     for start in range(0, shard.shape[0], _CHUNK):
-      rows = np.asarray(shard[start : start + _CHUNK])
-      squared += float(np.sum(np.square(rows - np.asarray(reconstruct(rows)))))
-      total += float(np.sum(np.square(rows - mean[None, :])))
+      rows = jnp.asarray(shard[start : start + _CHUNK])
+      found = _squared_errors(rows, reconstruct(rows), mean)
+      squared, total = squared + float(found[0]), total + float(found[1])
   return squared / num_rows, squared / max(total, 1e-30)
+
+
+@jax.jit
+def _squared_errors(
+  rows: jax.Array, made: jax.Array, mean: np.ndarray | jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Sums of |x - x^|^2 and |x - mean|^2 over a chunk, on the device."""
+  return (
+    jnp.sum(jnp.square(rows - made)),
+    jnp.sum(jnp.square(rows - mean[None, :])),
+  )
 
 
 def fit_report(
@@ -113,7 +126,7 @@ def fit_report(
     )
   done = 0
 
-  def decode(rows: np.ndarray) -> Array:
+  def decode(rows: Array) -> Array:
     nonlocal done
     done += len(rows)
     return tokenizer.decode(state, codes[done - len(rows) : done])

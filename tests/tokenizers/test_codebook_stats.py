@@ -17,6 +17,22 @@ def test_usage_and_entropy_by_hand():
   assert stats.top_share(counts) == pytest.approx(1 / 2)
 
 
+@pytest.mark.parametrize("largest", [3, 5000, 2**31 - 1])
+def test_ids_are_counted_in_sorted_order(largest):
+  """By an index, by numbers, and as rows, where no number holds an ID."""
+  generator = np.random.default_rng(0)
+  codes = generator.integers(0, 4, (300, 3)).astype(np.int32)
+  codes[codes == 3] = largest
+  np.testing.assert_array_equal(
+    stats.path_counts(codes),
+    np.unique(codes, axis=0, return_counts=True)[1],
+  )
+  np.testing.assert_array_equal(
+    stats.used_counts(codes[:, 0]),
+    np.unique(codes[:, 0], return_counts=True)[1],
+  )
+
+
 @pytest.mark.parametrize(
   ("counts", "expected"),
   [

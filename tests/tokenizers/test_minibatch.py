@@ -49,6 +49,21 @@ def test_batches_hold_every_row_once_in_another_order():
   assert max(map(len, batches)) == 4
 
 
+def test_batches_are_the_same_on_the_device():
+  shards = [mixture(num_rows=100), mixture(num_rows=37)]
+  here, there = (
+    list(
+      minibatch.read_batches(
+        shards, 4, np.random.default_rng(0), on_device=on_device
+      )
+    )
+    for on_device in (False, True)
+  )
+  assert len(here) == len(there)
+  for one, other in zip(here, there, strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
 def test_memory_mapped_shards(tmp_path, key):
   x = mixture(num_rows=1000)
   for i, part in enumerate(np.array_split(x, 3)):
