@@ -91,9 +91,10 @@ MODEL_SECONDS = 50.0  # that a model's rows may take, compiling included
 class Report:
   """Results so far, on disk after each, and the time that is left."""
 
-  def __init__(self, path: str, seconds: float):
+  def __init__(self, path: str, seconds: float, compile_only: bool):
     """Starts the clock."""
     self.path, self.end = path, time.monotonic() + seconds
+    self.compile_only = compile_only
     self.results: dict[str, Any] = {
       "device": jax.devices()[0].device_kind,
       "jax": jax.__version__,
@@ -160,9 +161,10 @@ def compile_all(
     except Exception as error:  # noqa: BLE001 (stands in the report)
       return failure(error), 0.0
 
-  pool = concurrent.futures.ThreadPoolExecutor(4)
+  pool = concurrent.futures.ThreadPoolExecutor(6)
   futures = {name: pool.submit(compile_one, job) for name, job in jobs.items()}
-  end = time.monotonic() + min(COMPILE_SECONDS + 3 * len(jobs), report.left)
+  patience = COMPILE_SECONDS * (1 + report.compile_only) + 3 * len(jobs)
+  end = time.monotonic() + min(patience, report.left)
   done = {}
   for name, future in futures.items():
     try:
@@ -410,7 +412,7 @@ def main() -> None:
   parser.add_argument("--seconds", type=float, default=180, help="in all")
   parser.add_argument("--static_checkout", default="", help="folder of STATIC")
   parser.add_argument("--t5x_checkout", default="", help="folder of T5X")
-  parser.add_argument("--sections", default="steps,model,micro")
+  parser.add_argument("--sections", default="steps,model,variants,micro")
   parser.add_argument("--tiny", action="store_true", help="a CPU smoke run")
   parser.add_argument("--cache", default="", help="folder of programs, indices")
   parser.add_argument(
@@ -425,7 +427,7 @@ def main() -> None:
     jax.config.update("jax_compilation_cache_dir", f"{args.cache}/programs")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-  report = Report(args.output, args.seconds)
+  report = Report(args.output, args.seconds, args.compile_only)
   for name in ("static", "t5x"):
     if not getattr(args, f"{name}_checkout"):
       report.skip(f"{name}: no --{name}_checkout")
@@ -437,10 +439,8 @@ def main() -> None:
         report.skip(f"steps {size.name}")
         continue
       bench = Bench(report, size, args)
-      with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        static = pool.submit(bench.add_static)
-        bench.run(cells, ["ours"])
-        static.result()
+      bench.run(cells, ["ours"])
+      bench.add_static()
       bench.run(cells, ["STATIC exact"])
       large = large or bench
   if "model" in sections:
@@ -448,12 +448,6 @@ def main() -> None:
   if large is not None:
     cells = grid[0][1][:3]
     large.run(cells, ["ours free", "STATIC 30", "T5X free"])
-    large.run(cells, list(VARIANTS))
-  if "micro" in sections:
-    micro_rows(
-      report, "normalizer", decoding_steps.normalizers(args.tiny), args
-    )
-    micro_rows(report, "selection", decoding_steps.selections(args.tiny), args)
   if "steps" in sections and not args.tiny:
     for size, cells in REST:
       if report.left < 20 + size.num_items / 1e6:
@@ -461,7 +455,14 @@ def main() -> None:
         continue
       bench = Bench(report, size, args)
       bench.add_static()
-      bench.run(cells, ["ours", "ours free", "STATIC exact"])
+      bench.run(cells, ["ours", "STATIC exact", "ours free"])
+  if large is not None and "variants" in sections:
+    large.run(grid[0][1][:3], list(VARIANTS))
+  if "micro" in sections:
+    micro_rows(
+      report, "normalizer", decoding_steps.normalizers(args.tiny), args
+    )
+    micro_rows(report, "selection", decoding_steps.selections(args.tiny), args)
   if large is not None and not args.compile_only:
     # As JAX compiles by default, last: it runs candidates on the device even
     # while compiling, and what is given up goes on and disturbs.

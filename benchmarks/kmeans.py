@@ -14,11 +14,14 @@ k-means-constrained are timed where they can be imported.
 """
 
 import argparse
+import collections
+import concurrent.futures
 import functools
 import json
 import os
 import pathlib
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -40,63 +43,70 @@ from gr_jax.tokenizers.serial_choice import Windows
 
 Shape = tuple[int, int, int]  # rows, width, codes
 LARGE, SMALL = (10_000_000, 64, 8192), (1_000_000, 64, 256)
-WIDE, MIDDLE = (1_000_000, 768, 8192), (1_000_000, 384, 1024)
+EXACT = (60_003, 32, 150)  # small enough for NumPy's sorts
 
 VARIANTS = {
   "default": Windows(),
   "window 64": Windows(window=64),
-  "reach 2": Windows(reach=2.0),
   "bfloat16": Windows(precision="bfloat16"),
   "window 16": Windows(window=16),
   "window 64, reach 2": Windows(window=64, reach=2.0),
-  "sample 64": Windows(sample=64),
 }
+# Lloyd's shapes, in order of worth.
+SHAPES: list[Shape] = [
+  SMALL,
+  LARGE,
+  (1_000_000, 384, 1024),
+  (1_000_000, 384, 8192),
+  (1_000_000, 64, 1024),
+  (1_000_000, 64, 8192),
+  (1_000_000, 384, 256),
+  (10_000_000, 64, 256),
+  (10_000_000, 64, 1024),
+  (10_000_000, 384, 8192),
+  (10_000_000, 384, 1024),
+  (10_000_000, 384, 256),
+]
+
+
+def lloyd_rows(shape: Shape) -> list[tuple[str, str, Shape]]:
+  """Ours and the peers' at a shape; the kernel takes narrow rows alone."""
+  ours = ["float32", "bfloat16"]
+  if shape[1] <= 128:
+    ours += ["bfloat16, kernel", "float32, kernel"]
+  theirs = ["torch_lloyd float32", "flashlib bfloat16"]
+  theirs += ["flash_kmeans bfloat16", "flashlib float32"]
+  rows = [("peer", what, shape) for what in theirs[:2]]
+  rows += [("lloyd", what, shape) for what in ours]
+  return rows + [("peer", what, shape) for what in theirs[2:]]
+
+
 # What runs, in order of worth: part, what of it, shape.
 PLAN: list[tuple[str, str, Shape]] = [
   ("balanced", "default", LARGE),
+  ("balanced", "window 64", LARGE),
   ("balanced", "default", SMALL),
+  ("balanced", "window 64", SMALL),
   ("top-k", "torch", SMALL),
   ("top-k", "torch", LARGE),
-  ("lloyd", "float32", SMALL),
-  ("lloyd", "float32", MIDDLE),
-  ("lloyd", "float32", LARGE),
-  ("lloyd", "bfloat16, kernel", LARGE),
-  ("lloyd", "float32, kernel", LARGE),
-  ("lloyd", "bfloat16, kernel", SMALL),
-  ("lloyd", "float32, kernel", SMALL),
-  *[
-    ("peer", f"{name} {kind}", shape)
-    for shape in (SMALL, LARGE, MIDDLE)
-    for name, kind in (
-      ("torch_lloyd", "float32"),
-      ("flashlib", "bfloat16"),
-      ("flash_kmeans", "bfloat16"),
-      ("torch_lloyd", "bfloat16"),
-    )
-  ],
-  ("lloyd", "bfloat16", SMALL),
-  ("lloyd", "bfloat16", LARGE),
-  ("balanced", "window 64", SMALL),
-  ("balanced", "reach 2", SMALL),
-  ("balanced", "bfloat16", LARGE),
-  ("balanced", "window 64", LARGE),
+  ("exact", "tfloat32", EXACT),
+  *[row for shape in SHAPES[:3] for row in lloyd_rows(shape)],
+  ("balanced", "bfloat16", SMALL),
   ("kernels", "default", SMALL),
-  ("balanced", "counting", SMALL),
-  ("balanced", "window 64, reach 2", SMALL),
-  ("balanced", "reach 2", LARGE),
-  ("balanced", "default", (10_000_000, 64, 1024)),
+  *[row for shape in SHAPES[3:6] for row in lloyd_rows(shape)],
+  ("sums", "one-hot", LARGE),
+  ("sums", "scatter", LARGE),
+  ("sums", "sorted", LARGE),
   ("sums", "one-hot", SMALL),
   ("sums", "scatter", SMALL),
   ("sums", "sorted", SMALL),
-  ("sums", "scatter", LARGE),
-  ("sums", "sorted", LARGE),
-  ("sums", "one-hot", LARGE),
-  ("lloyd", "float32", WIDE),
-  ("lloyd", "bfloat16", WIDE),
-  ("peer", "flashlib bfloat16", WIDE),
-  ("peer", "torch_lloyd float32", WIDE),
   ("balanced", "window 16", SMALL),
-  ("balanced", "sample 64", LARGE),
+  ("balanced", "window 64, reach 2", SMALL),
+  ("balanced", "counting", SMALL),
+  ("balanced", "bfloat16", LARGE),
+  *[row for shape in SHAPES[6:] for row in lloyd_rows(shape)],
+  ("balanced", "default", (10_000_000, 64, 1024)),
+  ("exact", "bfloat16", EXACT),
   ("kernels", "default", LARGE),
 ]
 
@@ -112,6 +122,10 @@ class Run:
     self.rates: dict[str, float] = {}  # FLOP/s by precision
     self.bytes_per_s = float("nan")
     self.codes: dict[Shape, jax.Array] = {}  # a balanced pass's, to compare
+    self.expected: np.ndarray | None = None  # NumPy's codes
+    self.last = threading.local()  # a thread's seconds of compiling
+    self._programs: dict[Any, Any] = {}
+    self._locks: dict[Any, Any] = collections.defaultdict(threading.Lock)
     self._data: tuple[tuple[int, int], jax.Array] | None = None
 
   def add(self, part: str, name: str, **values: Any) -> None:
@@ -142,11 +156,14 @@ class Run:
       self.add(part, name, **values)
 
   def program(self, function: Any, *shapes: Any, **static: Any) -> Any:
-    """Compiles a jitted function for shapes; the cache makes that short."""
+    """Compiles a jitted function for shapes, once."""
     started = time.monotonic()
-    compiled = function.lower(*shapes, **static).compile()
-    self.compile_s = time.monotonic() - started
-    return compiled
+    key = (function, shapes, tuple(static.items()))
+    with self._locks[key]:
+      if key not in self._programs:
+        self._programs[key] = function.lower(*shapes, **static).compile()
+    self.last.compile_s = time.monotonic() - started
+    return self._programs[key]
 
   def data(self, shape: Shape) -> jax.Array:
     """Rows of a shape; those of one shape at a time are kept."""
@@ -182,8 +199,8 @@ def measure_ceilings(run: Run) -> None:
     def matmul(kind=kind) -> dict:
       program = run.program(tools.one_matmul, square, kind=kind)
       if run.args.compile_only:
-        return {"compile_s": run.compile_s}
-      a = jnp.ones((size, size))
+        return {"compile_s": run.last.compile_s}
+      a = jax.random.normal(jax.random.key(0), (size, size))
       seconds, _ = tools.seconds_of(lambda: program(a), 3)
       run.rates[kind] = 2.0 * size**3 / seconds
       return {"tflops": run.rates[kind] / 1e12}
@@ -193,7 +210,7 @@ def measure_ceilings(run: Run) -> None:
   def copy() -> dict:
     program = run.program(tools.add_one, floats(elements))
     if run.args.compile_only:
-      return {"compile_s": run.compile_s}
+      return {"compile_s": run.last.compile_s}
     x = jnp.zeros((elements,))
     seconds, _ = tools.seconds_of(lambda: program(x), 3)
     run.bytes_per_s = 8.0 * elements / seconds
@@ -202,33 +219,25 @@ def measure_ceilings(run: Run) -> None:
   run.attempt("ceilings", "copy", copy)
 
 
-def measure_exact(run: Run) -> None:
-  """All codes of a pass against NumPy's sorts, at two precisions."""
-  shape = (3000, 8, 37) if run.args.quick else (60_003, 32, 150)
+def exact_codes(run: Run, kind: str, shape: Shape) -> dict:
+  """All codes of a pass against NumPy's sorts."""
   num_rows, width, num_codes = shape
   spec = (floats(num_rows, width), floats(num_codes, width))
   spec += (ints(num_codes), ints(num_codes))
-  expected = None
-  for kind in ("tfloat32", "bfloat16"):
-
-    def compare(kind=kind) -> dict:
-      nonlocal expected
-      windows = Windows(precision=kind, stages=2)
-      program = run.program(serial_choice.choose, *spec, windows=windows)
-      if run.args.compile_only:
-        return {"compile_s": run.compile_s}
-      x = tools.whole_numbers(num_rows, width)
-      rng = np.random.default_rng(1)
-      centers = x[rng.permutation(num_rows)[:num_codes]]
-      counts = balanced.capacities(num_rows, num_codes)
-      order = rng.permutation(num_codes).astype(np.int32)
-      if expected is None:
-        expected = peers.numpy_pass(x, centers, counts, order)
-      found = program(*map(jnp.asarray, (x, centers, counts, order)))
-      wrong = int(np.sum(np.asarray(found.codes) != expected))
-      return {"codes": num_rows, "wrong": wrong, "slow": int(found.num_slow)}
-
-    run.attempt("exact", f"{kind} against NumPy", compare)
+  windows = Windows(precision=kind, stages=2)
+  program = run.program(serial_choice.choose, *spec, windows=windows)
+  if run.args.compile_only:
+    return {"compile_s": run.last.compile_s}
+  x = tools.whole_numbers(num_rows, width)
+  rng = np.random.default_rng(1)
+  centers = x[rng.permutation(num_rows)[:num_codes]]
+  counts = balanced.capacities(num_rows, num_codes)
+  order = rng.permutation(num_codes).astype(np.int32)
+  if run.expected is None:
+    run.expected = peers.numpy_pass(x, centers, counts, order)
+  found = program(*map(jnp.asarray, (x, centers, counts, order)))
+  wrong = int(np.sum(np.asarray(found.codes) != run.expected))
+  return {"codes": num_rows, "wrong": wrong, "slow": int(found.num_slow)}
 
 
 def balanced_pass(run: Run, what: str, shape: Shape) -> dict:
@@ -241,7 +250,7 @@ def balanced_pass(run: Run, what: str, shape: Shape) -> dict:
     program = run.program(tools.counting, *spec)
   else:
     program = run.program(serial_choice.choose, *spec, windows=windows)
-  compile_s = run.compile_s
+  compile_s = run.last.compile_s
   tested = min(32, num_codes)
   check = run.program(
     tools.check, *spec[:3], ints(num_rows), ints(num_rows), ints(tested)
@@ -299,7 +308,7 @@ def lloyd_iteration(run: Run, kind: str, shape: Shape) -> dict:
   num_rows, width, num_codes = shape
   spec = (floats(num_rows, width), floats(num_codes, width))
   update = run.program(tools.update, *spec, kind=kind)
-  compile_s = run.compile_s
+  compile_s = run.last.compile_s
   assign = run.program(tools.assign, *spec, kind=kind)
   exact = run.program(tools.assign, *spec, kind="float32")
   if run.args.compile_only:
@@ -331,11 +340,14 @@ def lloyd_row(run: Run, seconds: float, kind: str, shape: Shape) -> dict:
 
 def peer_iteration(run: Run, what: str, shape: Shape) -> dict:
   """A Lloyd iteration of a peer."""
-  if run.args.compile_only:
-    return {}
   name, kind = what.split()
+  measure = getattr(peers, name)
+  if run.args.compile_only:  # their kernels' cache, on few rows
+    rows = tools.mixture(1 << 17, shape[1])
+    given = map(peers.to_torch, (rows, rows[: shape[2]]))
+    return {"s": measure(*given, dtype=kind, repeats=1)}
   x, centers, *_ = balanced_inputs(run.data(shape), shape[2])
-  seconds = getattr(peers, name)(
+  seconds = measure(
     peers.to_torch(x), peers.to_torch(centers), dtype=kind, repeats=3
   )
   return lloyd_row(run, seconds, kind, shape)
@@ -352,7 +364,7 @@ def center_sums(run: Run, form: str, shape: Shape) -> dict:
     form=form,
   )
   if run.args.compile_only:
-    return {"compile_s": run.compile_s}
+    return {"compile_s": run.last.compile_s}
   x = run.data(shape)
   codes = jnp.arange(num_rows, dtype=jnp.int32) * 7919 % num_codes
   seconds, _ = tools.seconds_of(lambda: program(codes, x), 3)
@@ -371,6 +383,7 @@ def pass_kernels(run: Run, what: str, shape: Shape) -> dict:
 
 
 PARTS = {
+  "exact": exact_codes,
   "balanced": balanced_pass,
   "top-k": top_k_loop,
   "lloyd": lloyd_iteration,
@@ -427,32 +440,51 @@ def main() -> None:
   parser.add_argument(
     "--only",
     default="",
-    help="parts: ceilings, exact, cpu, " + ", ".join(PARTS),
+    help="parts: ceilings, cpu, " + ", ".join(PARTS),
   )
   parser.add_argument("--compile_only", action="store_true", help="run nothing")
   parser.add_argument("--seconds", type=float, default=1e9, help="budget")
   parser.add_argument("--output", default="", help="JSON file")
   args = parser.parse_args()
   run = Run(args)
-  only = args.only.split(",") if args.only else ["ceilings", "exact", *PARTS]
+  only = args.only.split(",") if args.only else ["ceilings", *PARTS]
   print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}", flush=True)
   if "ceilings" in only:
     measure_ceilings(run)
-  done = set()
-  for part, what, shape in PLAN:
-    shape = (6000, 16, 48) if args.quick else shape
-    if part not in only or (part, what, shape) in done:
-      continue
-    done.add((part, what, shape))
-    name = f"{what}: {shape[0]:,} x {shape[1]}, K {shape[2]}"
-    if args.compile_only:
-      run.program(tools.mixture, *shape[:2])
-    measure = functools.partial(PARTS[part], run, what, shape)
-    run.attempt(part, name, measure)
-  if "exact" in only:
-    measure_exact(run)
+  rows = [row for row in PLAN if row[0] in only]
+  if args.quick:
+    rows = [(*row[:2], (6000, 16, 48)) for row in rows]
+  rows = list(dict.fromkeys(rows))
+  if args.compile_only:
+    compile_rows(run, rows)
+    return
+  for row in rows:
+    measure_row(run, row)
   if "cpu" in only:
     measure_cpu(run)
+
+
+def measure_row(run: Run, row: tuple[str, str, Shape]) -> None:
+  """Adds one row of the plan."""
+  part, what, shape = row
+  name = f"{what}: {shape[0]:,} x {shape[1]}, K {shape[2]}"
+  run.attempt(part, name, functools.partial(PARTS[part], run, what, shape))
+
+
+def compile_rows(run: Run, rows: list[tuple[str, str, Shape]]) -> None:
+  """Compiles programs on many cores, then what the peers compile."""
+  ours = [row for row in rows if row[0] != "peer"]
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    made = [
+      pool.submit(run.program, tools.mixture, *size)
+      for size in dict.fromkeys(shape[:2] for _, _, shape in ours)
+    ]
+    made += [pool.submit(measure_row, run, row) for row in ours]
+    for row in rows:
+      if row[0] == "peer":
+        measure_row(run, row)
+    for future in made:
+      future.result()
 
 
 if __name__ == "__main__":
