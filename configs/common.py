@@ -46,7 +46,7 @@ def base() -> config_dict.ConfigDict:
   c.validation = dict(num_users=0, beam_width=20)
   c.decoding = dict(beam_width=50, level_widths=(), constrained=True)
   c.evaluation = dict(batch_size=256)
-  c.mesh = dict(data=-1, model=1, rules="tensor")
+  c.mesh = dict(data=-1, model=1, replica=1, rules="tensor")
   return c
 
 

@@ -10,39 +10,63 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gr_jax.core import checks
 
-DATA, MODEL = "data", "model"
+DATA, MODEL, REPLICA = "data", "model", "replica"
 
 
 def make_mesh(
-  devices: Sequence[jax.Device], *, data: int = -1, model: int = 1
+  devices: Sequence[jax.Device],
+  *,
+  data: int = -1,
+  model: int = 1,
+  replica: int = 1,
 ) -> Mesh:
-  """Arranges devices as a grid of `data` x `model`.
+  """Arranges devices as a grid of `data` x `model`, or of several such.
 
   Args:
     devices: The devices to use; mains pass `jax.devices()`.
     data: How many ways batches are split; -1 takes all that are left.
     model: How many ways parameters are split.
+    replica: How many groups of devices split batches further while each holds
+      all parameters; the mesh has the axis `replica`, outermost, if this is
+      not 1. FSDP then gathers inside a group, and gradients alone are summed
+      over all.
 
   Raises:
     InputError: The axes do not use exactly the devices there are.
   """
   count = len(devices)
-  if model < 1 or count % model:
-    raise checks.InputError(
-      f"mesh model={model} does not divide the {count} devices; choose a "
-      "divisor."
-    )
+  for name, size in ((MODEL, model), (REPLICA, replica)):
+    if size < 1 or count % size:
+      raise checks.InputError(
+        f"mesh {name}={size} does not divide the {count} devices; choose a "
+        "divisor."
+      )
   if data == -1:
-    data = count // model
-  if data * model != count:
+    data = count // (model * replica)
+  if data * model * replica != count:
+    groups = f" x replica={replica}" if replica > 1 else ""
     raise checks.InputError(
-      f"mesh data={data} x model={model} does not use the {count} devices; "
-      "use data=-1 to take all."
+      f"mesh data={data} x model={model}{groups} does not use the {count} "
+      "devices; use data=-1 to take all."
     )
   # On a TPU the grid follows the wires; elsewhere it is the order given, so
   # that the model axis stays inside a host as long as it fits.
-  grid = mesh_utils.create_device_mesh((data, model), devices=list(devices))
-  return Mesh(grid, (DATA, MODEL))
+  shape, names = (data, model), (DATA, MODEL)
+  if replica > 1:
+    shape, names = (replica, *shape), (REPLICA, *names)
+  return Mesh(
+    mesh_utils.create_device_mesh(shape, devices=list(devices)), names
+  )
+
+
+def row_axes(mesh: Mesh) -> str | tuple[str, ...]:
+  """Returns the axes that rows (of batches, items, users) are split over."""
+  return (REPLICA, DATA) if REPLICA in mesh.axis_names else DATA
+
+
+def row_parts(mesh: Mesh) -> int:
+  """Returns how many ways rows are split."""
+  return mesh.shape[DATA] * mesh.shape.get(REPLICA, 1)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -51,8 +75,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-  """Returns the sharding that splits one axis, the first, over `data`."""
-  return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA))
+  """Returns the sharding that splits the rows of one axis, the first."""
+  return NamedSharding(mesh, PartitionSpec(*[None] * axis, row_axes(mesh)))
 
 
 def check_batch(mesh: Mesh, batch_size: int, name: str = "batch_size") -> None:
@@ -61,9 +85,9 @@ def check_batch(mesh: Mesh, batch_size: int, name: str = "batch_size") -> None:
   Raises:
     InputError: The remainder is not zero.
   """
-  if batch_size % mesh.shape[DATA]:
+  if batch_size % row_parts(mesh):
     raise checks.InputError(
-      f"{name}={batch_size} is not a multiple of the {mesh.shape[DATA]} "
+      f"{name}={batch_size} is not a multiple of the {row_parts(mesh)} "
       "devices on the data axis."
     )
 

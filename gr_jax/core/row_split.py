@@ -1,7 +1,7 @@
-"""Rows of a matrix split over the mesh's data axis: fits on all devices.
+"""Rows of a matrix split over a mesh's devices: fits on all of them.
 
 Each device holds a part of the rows and runs the same code as one device
-does on all of them; what it needs of the others is summed over the axis
+does on all of them; what it needs of the others is summed over them
 (`total`) or gathered (`gather`). Parts are equal in size, so the last ones may
 end in rows of zeros, which `is_row` tells apart.
 """
@@ -35,7 +35,12 @@ class RowSplit:
   @property
   def part_size(self) -> int:
     """Rows of each part, those of zeros included."""
-    return -(-self.num_rows // self.mesh.shape[mesh_lib.DATA])
+    return -(-self.num_rows // mesh_lib.row_parts(self.mesh))
+
+  @property
+  def axes(self) -> str | tuple[str, ...]:
+    """The mesh axes that parts lie along; inside `run`."""
+    return mesh_lib.row_axes(self.mesh)
 
   def place(self, x: Float[Array | np.ndarray, "N D"]) -> Float[Array, "M D"]:
     """Puts the rows on the mesh; each process reads the parts it holds.
@@ -46,7 +51,7 @@ class RowSplit:
     Returns:
       The rows and, behind them, the zeros that fill the parts up.
     """
-    num_parts = self.mesh.shape[mesh_lib.DATA]
+    num_parts = mesh_lib.row_parts(self.mesh)
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
       start, stop, _ = index[0].indices(num_parts * self.part_size)
@@ -101,7 +106,7 @@ class RowSplit:
     """
 
     def spec(of_rows: bool) -> PartitionSpec:
-      return PartitionSpec(mesh_lib.DATA) if of_rows else PartitionSpec()
+      return PartitionSpec(self.axes) if of_rows else PartitionSpec()
 
     return jax.shard_map(
       function,
@@ -114,17 +119,17 @@ class RowSplit:
 
   def is_row(self) -> Bool[Array, "n"]:
     """Tells rows from zeros; inside `run`."""
-    start = lax.axis_index(mesh_lib.DATA) * self.part_size
+    start = lax.axis_index(self.axes) * self.part_size
     return start + jnp.arange(self.part_size) < self.num_rows
 
 
 def total(split: RowSplit | None, tree: Any) -> Any:
   """Sums over the parts; inside `run`, or without a split the tree itself."""
-  return tree if split is None else lax.psum(tree, mesh_lib.DATA)
+  return tree if split is None else lax.psum(tree, split.axes)
 
 
 def gather(split: RowSplit | None, x: Array) -> Array:
   """Joins the parts' first axes in order; inside `run`, or x itself."""
   if split is None:
     return x
-  return lax.all_gather(x, mesh_lib.DATA, tiled=True)
+  return lax.all_gather(x, split.axes, tiled=True)

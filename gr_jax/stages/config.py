@@ -1,11 +1,15 @@
 """One run's settings: every section of a config file as a frozen dataclass."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import jax
+from jax.sharding import Mesh
 
 from gr_jax import data, embeddings, tokenizers
 from gr_jax.core import artifact, checks
+from gr_jax.core import mesh as mesh_lib
 from gr_jax.evaluation import metrics
 from gr_jax.models import MODELS
 from gr_jax.models.config import T5Config
@@ -119,17 +123,35 @@ class MeshConfig:
   Attributes:
     data: Ways that batches are split; -1 takes all devices that are left.
     model: Ways that parameters are split by "tensor" rules.
+    replica: Groups of devices, e.g. hosts, that batches are split over before
+      `data`; each holds all parameters, by "fsdp" rules split inside it.
     rules: Which parameters are split over what, a name of
       `partition.RULES`: "replicated", "tensor", "fsdp" or "fsdp_tensor".
   """
 
   data: int = -1
   model: int = 1
+  replica: int = 1
   rules: str = "tensor"
 
   def __post_init__(self):
-    """Refuses rules that do not exist."""
+    """Refuses rules that do not exist, or that leave an axis idle."""
     checks.check_known(self.rules, partition.RULES, "mesh.rules")
+    if self.rules == "replicas" and self.replica > 1:
+      raise checks.InputError(
+        "mesh.rules='replicas' puts training.replicas over mesh.data; use "
+        f"mesh.replica=1, not {self.replica}."
+      )
+
+  def arrange(self, devices: Sequence[jax.Device]) -> Mesh:
+    """Returns the devices as a mesh.
+
+    Raises:
+      InputError: The axes do not fit their number.
+    """
+    return mesh_lib.make_mesh(
+      devices, data=self.data, model=self.model, replica=self.replica
+    )
 
 
 SECTIONS = (

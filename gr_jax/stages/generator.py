@@ -75,9 +75,7 @@ def make_mesh(config: RunConfig) -> Mesh:
   Raises:
     InputError: The axes do not fit the devices.
   """
-  return mesh_lib.make_mesh(
-    jax.devices(), data=config.mesh.data, model=config.mesh.model
-  )
+  return config.mesh.arrange(jax.devices())
 
 
 def check_devices(config: RunConfig) -> None:

@@ -88,12 +88,10 @@ def fit(
   Raises:
     InputError: The tokenizer refuses the vectors, or the mesh the devices.
   """
-  mesh = mesh_lib.make_mesh(
-    jax.devices(), data=config.mesh.data, model=config.mesh.model
-  )
+  mesh = config.mesh.arrange(jax.devices())
   options = {}
   shares = getattr(config.tokenizer, "fits_on_mesh", False)
-  if shares and mesh.shape[mesh_lib.DATA] > 1:
+  if shares and mesh_lib.row_parts(mesh) > 1:
     options["mesh"] = mesh
   else:
     vectors = jnp.asarray(vectors)

@@ -350,7 +350,7 @@ def train_round(
   def step(state: FitState, inputs):
     number, rows, rate = inputs
     batch = x[rows]
-    if split is not None and batch_size % split.mesh.shape[mesh_lib.DATA] == 0:
+    if split is not None and batch_size % mesh_lib.row_parts(split.mesh) == 0:
       batch = lax.with_sharding_constraint(
         batch, mesh_lib.batch_sharding(split.mesh)
       )

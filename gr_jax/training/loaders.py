@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from gr_jax.core import checks, rng
 from gr_jax.core import mesh as mesh_lib
@@ -69,7 +69,7 @@ def prepare(
       layout,
       strata=strata,
       batch_size=batch_size,
-      row_multiple=mesh.shape[mesh_lib.DATA],
+      row_multiple=mesh_lib.row_parts(mesh),
     )
   return Prepared(packing.sort_examples(data, lengths), strata, plan)
 
@@ -142,9 +142,7 @@ class HostLoader:
     """
     self._streams = streams
     self._num_steps = num_steps
-    self._sharding = NamedSharding(
-      mesh, PartitionSpec(None, None, mesh_lib.DATA)
-    )
+    self._sharding = mesh_lib.batch_sharding(mesh, axis=2)
     self.plan = plan
     self._state = self._position()
     self._ready: tuple[windows.Batch, list[stream.State]] | None = None
@@ -200,9 +198,9 @@ def host_shard(mesh: Mesh, batch_size: int) -> stream.HostShard:
     InputError: The processes do not divide the data axis or the batch.
   """
   count = jax.process_count()
-  if mesh.shape[mesh_lib.DATA] % count:
+  if mesh_lib.row_parts(mesh) % count:
     raise checks.InputError(
-      f"Batches from the host need mesh data={mesh.shape[mesh_lib.DATA]} to be "
+      f"Batches from the host need mesh data={mesh_lib.row_parts(mesh)} to be "
       f"a multiple of the {count} processes; use data.loader='device'."
     )
   return stream.HostShard(batch_size, jax.process_index(), count)

@@ -90,6 +90,8 @@ def test_refusals(ready, monkeypatch):
     _config(data=dict(loader="grains"))
   with pytest.raises(checks.InputError, match="Unknown model.name 'sasrek'"):
     _config(model=dict(name="sasrek"))
+  with pytest.raises(checks.InputError, match="use mesh.replica=1, not 2"):
+    _config(mesh=dict(rules="replicas", replica=2))
   config = _config(data=dict(loader="grain"), mesh=dict(rules="replicas"))
   with pytest.raises(checks.InputError, match=r"use data.loader='device'"):
     _train(config, ready)

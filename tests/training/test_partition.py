@@ -54,19 +54,20 @@ def alone(world, model, one_device):
 
 
 @pytest.mark.parametrize(
-  ("data", "tensor", "rules"),
+  ("data", "tensor", "replica", "rules"),
   [
-    pytest.param(8, 1, "fsdp", marks=pytest.mark.slow),
-    (4, 2, "fsdp_tensor"),
-    pytest.param(2, 4, "tensor", marks=pytest.mark.slow),
-    pytest.param(1, 8, "fsdp_tensor", marks=pytest.mark.slow),
+    pytest.param(8, 1, 1, "fsdp", marks=pytest.mark.slow),
+    (4, 2, 1, "fsdp_tensor"),
+    pytest.param(2, 4, 1, "tensor", marks=pytest.mark.slow),
+    pytest.param(1, 8, 1, "fsdp_tensor", marks=pytest.mark.slow),
+    pytest.param(2, 2, 2, "fsdp_tensor", marks=pytest.mark.slow),
   ],
 )
 def test_every_mesh_trains_as_one_device(
-  world, model, alone, data, tensor, rules
+  world, model, alone, data, tensor, replica, rules
 ):
   mesh = mesh_lib.make_mesh(
-    jax.devices()[:NUM_DEVICES], data=data, model=tensor
+    jax.devices()[:NUM_DEVICES], data=data, model=tensor, replica=replica
   )
   state, rows = _train(world, model, mesh, partition.RULES[rules])
   want_state, want_rows = alone
@@ -174,5 +175,29 @@ def test_refusals():
     shard({"mlp": "model", "embed": "model"})
   with pytest.raises(checks.InputError, match="model=3 does not divide"):
     mesh_lib.make_mesh(jax.devices()[:8], model=3)
+  with pytest.raises(
+    checks.InputError, match="replica=3 does not divide the 8"
+  ):
+    mesh_lib.make_mesh(jax.devices()[:8], replica=3)
   with pytest.raises(checks.InputError, match="data=3 x model=1 does not use"):
     mesh_lib.make_mesh(jax.devices()[:8], data=3)
+  with pytest.raises(
+    checks.InputError, match="data=4 x model=1 x replica=4 does not use"
+  ):
+    mesh_lib.make_mesh(jax.devices()[:8], data=4, replica=4)
+  grid = mesh_lib.make_mesh(jax.devices()[:8], model=2, replica=2)
+  with pytest.raises(checks.InputError, match="=6 is not a multiple of the 4"):
+    mesh_lib.check_batch(grid, 6)
+
+
+def test_rows_are_split_over_groups_of_devices_too():
+  grid = mesh_lib.make_mesh(jax.devices()[:8], model=2, replica=2)
+  assert dict(grid.shape) == {"replica": 2, "data": 2, "model": 2}
+  x = mesh_lib.place(np.arange(8.0), mesh_lib.batch_sharding(grid))
+  assert [s.data.tolist() for s in x.addressable_shards[::2]] == [
+    [0, 1], [2, 3], [4, 5], [6, 7]
+  ]  # fmt: skip
+  fsdp = partition.RULES["fsdp"]
+  axes = PartitionSpec("embed", "mlp")
+  kept = mesh_lib.shard_by_rules(grid, axes, (8, 8), fsdp, "wi")
+  assert kept.spec == PartitionSpec("data", None)
