@@ -1,12 +1,12 @@
-"""Adds items to a trie and removes them, on the host, without a new sort.
+"""Makes a changed catalog's trie from the old one, without a new sort.
 
-Item indices never change: an added item takes the next free one (or the one it
-is given), a removed item keeps its own and is simply never decoded again. The
-trained model and everything that names items by index stay valid.
+Item indices never change: an appended item takes the next free one, a removed
+item keeps its own and is simply never decoded again. The trained model and
+everything that names items by index stay valid.
 """
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from gr_jax.core.checks import InputError
 from gr_jax.decoding import trie as trie_lib
@@ -21,102 +21,79 @@ def sorted_codes(trie: trie_lib.Trie) -> list[np.ndarray]:
   return columns
 
 
-def item_codes(trie: trie_lib.Trie) -> Int[np.ndarray, "N L"]:
-  """Returns every item's ID by item index; removed items have -1 only."""
-  codes = np.full((trie.catalog_size, trie.num_levels), -1, np.int32)
-  order = _order(trie)
-  for l, column in enumerate(sorted_codes(trie)):
-    codes[order, l] = column.astype(np.int32) - trie.has_end
-  return codes
-
-
-def add_items(
+def update(
   trie: trie_lib.Trie,
-  codes: Int[np.ndarray, "M L"],
-  *,
-  item_index: Int[np.ndarray, "R"] | None = None,
+  codes: Int[np.ndarray, "N L"],
+  held: Bool[np.ndarray, "N"] | None = None,
 ) -> trie_lib.Trie:
-  """Returns a trie that also holds new items; the old one is untouched.
+  """Returns the trie of a changed catalog; the old one is untouched.
+
+  >>> old = trie_lib.build_trie(np.array([[1, 0], [0, 2]]), (2, 3))
+  >>> new = update(old, np.array([[1, 0], [0, 2], [0, 1]]))
+  >>> new.item_order.tolist()
+  [2, 1, 0]
+
+  It is what `build_trie` makes of the same items, but only what changed is
+  sorted.
 
   Args:
-    trie: Host trie.
-    codes: int [M, L], the new items' IDs, -1 after the last code. An ID may
-      exist already: the items then share it.
-    item_index: Where the items belong, e.g. to bring back removed ones. None
-      appends them to the catalog.
+    trie: Host trie of the catalog as it was.
+    codes: int [N, L], the IDs of all items as they are now, by item index.
+    held: The items to hold; None: all.
 
   Raises:
-    InputError: Codes that `build_trie` refuses, or an index that is taken.
+    InputError: Codes that `build_trie` refuses, fewer items than the old
+      catalog has, or none to hold.
   """
   trie_lib.check_codes(codes, trie.codebook_sizes)
-  if item_index is None:
-    item_index = trie.catalog_size + np.arange(len(codes))
-  if len(item_index) != len(codes) or len(np.unique(item_index)) != len(codes):
+  held = np.ones(len(codes), bool) if held is None else held
+  if len(codes) < trie.catalog_size:
     raise InputError(
-      f"item_index must name {len(codes)} distinct items, one per new ID; got "
-      f"{len(item_index)}, {len(np.unique(item_index))} of them distinct."
+      f"Need the IDs of all items, at least the trie's {trie.catalog_size}; "
+      f"got {len(codes)}."
     )
-  if item_index.min() < 0:
-    raise InputError(
-      f"item_index {int(item_index.min())} is negative; count items from 0."
-    )
-  catalog_size = max(trie.catalog_size, int(item_index.max()) + 1)
-  present = np.zeros(catalog_size, bool)
-  present[_order(trie)] = True
-  if present[item_index].any():
-    taken = int(item_index[present[item_index]][0])
-    raise InputError(f"Item {taken} is in the trie already; remove it first.")
-
-  has_end = trie.has_end or bool((codes[:, -1] < 0).any())
-  shift = int(has_end) - int(trie.has_end)
-  widths = [k + has_end for k in trie.codebook_sizes]
-  old = [
-    (column.astype(np.uint32) + shift).astype(np.min_scalar_type(width - 1))
-    for column, width in zip(sorted_codes(trie), widths, strict=True)
-  ]
-  by_index = np.argsort(item_index)  # so that equal IDs stay in this order
-  new_order, new = trie_lib.sort_rows(
-    codes[by_index], trie.codebook_sizes, has_end
-  )
-  new_order = item_index[by_index][new_order]
-  place = _insert_positions(old, _order(trie), new, new_order)
+  if not held.any():
+    raise InputError("A trie needs at least one item; hold one.")
+  has_end = bool((codes[held, -1] < 0).any())
+  if trie.has_end and not has_end:  # nothing of the old one fits
+    return _build(trie, codes, held)
+  order, columns = _order(trie), sorted_codes(trie)
+  same, rows = held[order], codes[order]  # one read of scattered rows
+  for l, column in enumerate(columns):
+    same &= rows[:, l] == column.astype(np.int32) - trie.has_end
+  stays = np.zeros(len(codes), bool)
+  stays[order[same]] = True
+  fresh = np.flatnonzero(held & ~stays)
+  if len(fresh) == held.sum():
+    return _build(trie, codes, held)
+  order = order[same]
+  columns = [column[same] for column in columns]
+  if has_end and not trie.has_end:  # room for the ends
+    columns = [
+      (column.astype(np.int64) + 1).astype(np.min_scalar_type(size))
+      for column, size in zip(columns, trie.codebook_sizes, strict=True)
+    ]
+  if len(fresh):
+    turn, new = trie_lib.sort_rows(codes[fresh], trie.codebook_sizes, has_end)
+    fresh = fresh[turn]
+    place = _insert_positions(columns, order, new, fresh)
+    order = np.insert(order, place, fresh)
+    columns = [
+      np.insert(old, place, column)
+      for old, column in zip(columns, new, strict=True)
+    ]
   return trie_lib.from_sorted(
-    np.insert(_order(trie), place, new_order),
-    [np.insert(a, place, b) for a, b in zip(old, new, strict=True)],
-    trie.codebook_sizes,
-    has_end,
-    catalog_size,
+    order, columns, trie.codebook_sizes, has_end, len(codes)
   )
 
 
-def remove_items(
-  trie: trie_lib.Trie, item_index: Int[np.ndarray, "M"]
-) -> trie_lib.Trie:
-  """Returns a trie without some items; the old one is untouched.
-
-  Raises:
-    InputError: An item that the trie does not hold, or no item left.
-  """
-  order = _order(trie)
-  present = np.zeros(trie.catalog_size, bool)
-  present[order] = True
-  outside = (item_index < 0) | (item_index >= trie.catalog_size)
-  missing = outside | ~present[np.where(outside, 0, item_index)]
-  if missing.any():
-    raise InputError(
-      f"Item {int(item_index[missing][0])} is not in the trie of "
-      f"{trie.num_items} items; leave it out."
-    )
-  present[item_index] = False
-  keep = present[order]
-  if not keep.any():
-    raise InputError("Removing these items leaves the trie empty; keep one.")
-  return trie_lib.from_sorted(
-    order[keep],
-    [column[keep] for column in sorted_codes(trie)],
+def _build(trie, codes, held):
+  index = np.flatnonzero(held)
+  return trie_lib.build_trie(
+    codes[index],
     trie.codebook_sizes,
-    trie.has_end,
-    trie.catalog_size,
+    item_index=index,
+    catalog_size=len(codes),
   )
 
 

@@ -145,7 +145,9 @@ def test_removed_items_are_not_found():
   sizes = (4, 5, 3)
   codes = random_codes(np.random.default_rng(0), 30, sizes)
   model = TableModel(Layout(sizes), 2, seed=0)
-  tree = trie_update.remove_items(trie.build_trie(codes, sizes), np.arange(20))
+  tree = trie_update.update(
+    trie.build_trie(codes, sizes), codes, np.arange(30) >= 20
+  )
   result = search(model, tree, 30)
   for b in range(2):
     assert sorted(result.item_index[b]) == [-1] * 20 + list(range(20, 30))

@@ -58,9 +58,9 @@ def test_holds_exactly_the_prefixes(sizes, variable):
   ids = sorted({tuple(row) for row in codes.tolist()})
   for l in range(width):
     assert tree.levels[l].num_children == len({i[: l + 1] for i in ids})
-  np.testing.assert_array_equal(
-    trie_update.item_codes(tree), codes
-  )  # every path, read back
+  held_order = np.arange(80) if tree.item_order is None else tree.item_order
+  read = np.stack(trie_update.sorted_codes(tree), axis=-1).astype(int)
+  np.testing.assert_array_equal(read - tree.has_end, codes[held_order])
   assert tree.num_leaves == len(ids)
   start, count = constraint.leaf_item_range(
     jax.tree.map(jnp.asarray, tree), jnp.arange(-1, len(ids))
@@ -113,31 +113,38 @@ def test_arrays_round_trip(tmp_path):
 
 
 @pytest.mark.parametrize("variable", [False, True])
-def test_add_and_remove_equal_a_new_build(variable):
+def test_an_update_equals_a_new_build(variable):
   rng = np.random.default_rng(4)
   sizes = (6, 5, 4)
   codes = random_codes(rng, 60, sizes, variable, distinct=False)
-  tree = trie.build_trie(codes[:45], sizes)
-  equal(trie_update.add_items(tree, codes[45:]), trie.build_trie(codes, sizes))
-
   whole = trie.build_trie(codes, sizes)
-  gone = rng.choice(60, 20, replace=False)
-  fewer = trie_update.remove_items(whole, gone)
-  assert (fewer.num_items, fewer.catalog_size) == (40, 60)
-  left = trie_update.item_codes(fewer)
-  assert (left[gone] == -1).all()
-  stays = np.setdiff1d(np.arange(60), gone)
-  np.testing.assert_array_equal(left[stays], codes[stays])
-  back = trie_update.add_items(fewer, codes[gone], item_index=gone)
-  equal(back, whole)
+  tree = trie.build_trie(codes[:45], sizes)
+  equal(trie_update.update(tree, codes), whole)
+  for _ in range(5):  # each from the one before
+    held = rng.random(60) < 0.6
+    kept = np.flatnonzero(held)
+    tree = trie_update.update(tree, codes, held)
+    equal(tree, some_items(codes, sizes, kept))
+  equal(trie_update.update(tree, codes), whole)
+  # IDs that changed meanwhile go to their new places.
+  moved = codes.copy()
+  moved[[3, 50]] = codes[[50, 3]]
+  equal(trie_update.update(tree, moved), trie.build_trie(moved, sizes))
+
+
+def some_items(codes, sizes, kept):
+  return trie.build_trie(
+    codes[kept], sizes, item_index=kept, catalog_size=len(codes)
+  )
 
 
 def test_a_trie_of_some_items():
   codes = random_codes(np.random.default_rng(0), 20, (5, 6), distinct=False)
   kept = np.array([1, 4, 5, 11, 18])
-  tree = trie.build_trie(codes[kept], (5, 6), item_index=kept, catalog_size=20)
-  gone = np.setdiff1d(np.arange(20), kept)
-  equal(tree, trie_update.remove_items(trie.build_trie(codes, (5, 6)), gone))
+  tree = some_items(codes, (5, 6), kept)
+  assert (tree.num_items, tree.catalog_size) == (5, 20)
+  assert sorted(tree.item_order) == kept.tolist()
+  assert (tree.item_position >= 0).tolist() == np.isin(range(20), kept).tolist()
   with pytest.raises(InputError, match="item_index must ascend within .0, 20"):
     trie.build_trie(
       codes[:2], (5, 6), item_index=np.array([4, 1]), catalog_size=20
@@ -148,24 +155,26 @@ def test_a_trie_of_some_items():
 
 def test_adding_a_shorter_id_makes_room_for_ends():
   tree = trie.build_trie(np.array([[0, 1], [1, 0]], np.int32), (2, 2))
-  added = trie_update.add_items(tree, np.array([[1, -1]], np.int32))
   want = np.array([[0, 1], [1, 0], [1, -1]], np.int32)
+  added = trie_update.update(tree, want)
   equal(added, trie.build_trie(want, (2, 2)))
+  # And back, without the one that ended.
+  held = np.array([True, True, False])
+  fewer = trie_update.update(added, want, held)
+  equal(fewer, some_items(want, (2, 2), np.arange(2)))
+  other = trie_update.update(fewer, want, ~held)  # nothing stays
+  equal(other, some_items(want, (2, 2), np.array([2])))
 
 
 def test_update_refusals():
-  tree = trie.build_trie(np.array([[0, 1], [1, 0]], np.int32), (2, 2))
-  one = np.array([[1, 1]], np.int32)
-  with pytest.raises(InputError, match="Item 1 is in the trie already"):
-    trie_update.add_items(tree, one, item_index=np.array([1]))
-  with pytest.raises(InputError, match="item_index must name 1 distinct"):
-    trie_update.add_items(tree, one, item_index=np.array([2, 3]))
-  with pytest.raises(InputError, match="item_index -1 is negative"):
-    trie_update.add_items(tree, one, item_index=np.array([-1]))
-  with pytest.raises(InputError, match="Item 7 is not in the trie of 2"):
-    trie_update.remove_items(tree, np.array([0, 7]))
-  with pytest.raises(InputError, match="leaves the trie empty"):
-    trie_update.remove_items(tree, np.array([0, 1]))
+  codes = np.array([[0, 1], [1, 0]], np.int32)
+  tree = trie.build_trie(codes, (2, 2))
+  with pytest.raises(InputError, match="at least the trie's 2; got 1"):
+    trie_update.update(tree, codes[:1])
+  with pytest.raises(InputError, match="at least one item; hold one"):
+    trie_update.update(tree, codes, np.zeros(2, bool))
+  with pytest.raises(InputError, match="Item 0 has code 5 at level 0"):
+    trie_update.update(tree, codes + 5)
 
 
 @pytest.mark.parametrize(

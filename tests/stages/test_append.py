@@ -10,8 +10,9 @@ import pytest
 from configs import quickstart
 from gr_jax import stages
 from gr_jax.core import artifact
+from gr_jax.decoding import trie
 from gr_jax.sids import groups
-from gr_jax.stages import generator, live_catalog, prepare
+from gr_jax.stages import generator, live_catalog, prepare, tries
 
 NEW = [
   {"item_id": f"new{n}", "title": f"Mistral Sunscreen, Shade {n}"}
@@ -158,6 +159,30 @@ def test_appended_items_are_recommended_and_removed_ones_are_not(
       lists.arrays[f"replica_0/{form}/item_index"], index
     ).any()
   assert live_catalog.KIND in lists.parents
+
+
+def test_the_trie_is_made_from_the_one_before(workdir, new_items, monkeypatch):
+  config = make_config()
+  stages.tokenize(config, workdir)
+  before = live_catalog.load(workdir)
+  first = tries.load(workdir, before)
+  stages.append(config, workdir, new_items)
+  stages.remove(config, workdir, ("new2", before.items.item_ids[3]))
+  live = live_catalog.load(workdir)
+  want = trie.to_arrays(live.trie())
+  with monkeypatch.context() as patch:
+    patch.setattr(live_catalog.LiveCatalog, "trie", None)
+    tries.load(workdir, live)
+  stored = workdir.load(tries.KIND)
+  assert stored.parents[live_catalog.KIND] == live.changes.hash
+  for name, array in want.items():
+    np.testing.assert_array_equal(stored.arrays[name], array)
+  # A smaller catalog again: the stored trie is of no use.
+  shutil.rmtree(workdir.path(live_catalog.KIND))
+  tries.load(workdir, live_catalog.load(workdir))
+  again = workdir.load(tries.KIND).arrays
+  for name, array in trie.to_arrays(first).items():
+    np.testing.assert_array_equal(again[name], array)
 
 
 @pytest.mark.parametrize("policy", ["extra_level", "sparse_id", "knn"])
