@@ -1,8 +1,8 @@
-"""Encoder-decoder and decoder-only networks of about equal size, and SASRec."""
+"""Encoder-decoder and decoder-only networks of about equal size."""
 
 from ml_collections import config_dict
 
-from configs import common, grids, sasrec
+from configs import common, grids
 
 _MODEL = common.base().model.to_dict()
 # 9 layers have 3 % fewer parameters (tied: 6 %) than 4 + 4 with
@@ -15,11 +15,6 @@ CELLS = {
     "decoder_only_untied": _DECODER_ONLY,
     "decoder_only_tied": _DECODER_ONLY | {"logits_via_embedding": True},
   }.items()
-} | {
-  "sasrec": {
-    section: sasrec.get_config()[section].to_dict()
-    for section in ("tokenizer", "collisions", "model")
-  }
 }
 
 

@@ -9,11 +9,11 @@ CELLS = {
   for policy in (
     "extra_level",
     "random_item",
+    "none",
     "knn",
     "random_last_level",
     "sinkhorn",
     "sparse_id",
-    "none",
   )
 }
 

@@ -1,15 +1,27 @@
-"""Beam widths, with the catalog's trie and without it."""
+"""Beam widths, with the catalog's trie and without; exact scores, neighbors."""
 
 from ml_collections import config_dict
 
 from configs import grids
 
-CELLS = {
-  f"{name}_beam_{width}": {
-    "decoding": {"constrained": constrained, "beam_width": width}
+
+def _beams(width: int) -> grids.Cells:
+  return {
+    f"{name}_beam_{width}": {
+      "decoding": {"constrained": constrained, "beam_width": width}
+    }
+    for name, constrained in (("constrained", True), ("free", False))
   }
-  for name, constrained in (("constrained", True), ("free", False))
-  for width in (50, 20, 100, 500)
+
+
+CELLS = {
+  **_beams(50),
+  "beside_exact_and_neighbors": {
+    "retrieval": {"num_users": 1_000, "beam_widths": (10, 50)}
+  },
+  **_beams(500),
+  **_beams(20),
+  **_beams(100),
 }
 
 

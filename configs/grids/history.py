@@ -4,20 +4,20 @@ from ml_collections import config_dict
 
 from configs import grids
 
-CELLS = (
-  {
-    f"{count}_user_tokens": {"task": {"num_user_buckets": count}}
-    for count in (0, 2_000, 4_000, 8_000)
-  }
-  | {
-    name: {"task": {"augmentation": name}}
-    for name in ("prefixes", "subsequences", "none")
-  }
-  | {
-    f"{count}_items": {"task": {"max_history": count}}
-    for count in (20, 5, 10, 50)
-  }
-)
+_TASKS = {
+  "0_user_tokens": {"num_user_buckets": 0},
+  "prefixes": {"augmentation": "prefixes"},
+  "20_items": {"max_history": 20},
+  "none": {"augmentation": "none"},
+  "2000_user_tokens": {"num_user_buckets": 2_000},
+  "5_items": {"max_history": 5},
+  "50_items": {"max_history": 50},
+  "subsequences": {"augmentation": "subsequences"},
+  "8000_user_tokens": {"num_user_buckets": 8_000},
+  "10_items": {"max_history": 10},
+  "4000_user_tokens": {"num_user_buckets": 4_000},
+}
+CELLS = {name: {"task": change} for name, change in _TASKS.items()}
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:

@@ -25,16 +25,16 @@ CELLS = {
   for module in (
     residual_kmeans,
     rq_vae,
+    random,
+    lsh,
     rvq,
     balanced_residual_kmeans,
-    minibatch_residual_kmeans,
-    fsq,
-    pq,
-    opq,
     rq_opq,
+    opq,
+    fsq,
     opmq,
-    lsh,
-    random,
+    pq,
+    minibatch_residual_kmeans,
   )
 }
 

@@ -1,6 +1,7 @@
 """Progress bars with rate and time left; silent unless a main turns them on."""
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 
 import rich.console
@@ -27,7 +28,7 @@ class _RateColumn(rich.progress.ProgressColumn):
 def bar(
   description: str, *, total: int, unit: str = "step", completed: int = 0
 ) -> Iterator[Callable[..., None]]:
-  """Shows one bar while its block runs.
+  """Shows one bar while its block runs, in the main thread alone.
 
   Args:
     description: What is being done, e.g. "training".
@@ -39,7 +40,8 @@ def bar(
     `advance(count=1, note="")`, to be called as units finish; the note is
     shown behind the bar.
   """
-  if _console is None:
+  in_main = threading.current_thread() is threading.main_thread()
+  if _console is None or not in_main:  # work side by side has one bar for all
     yield lambda count=1, note="": None
     return
   columns = (

@@ -4,13 +4,18 @@ A record is one cell's result on one data set:
 
   grid, name     which cell
   error          why there is no result; the other keys are then missing
+  settings       section -> key -> value
+  device         what it ran on
+  seconds        how long it took
+  facts          number of parameters, users decoded a second and the like
   metrics        form -> metric -> a value a replica, over all test users
   baselines      row -> form -> metric -> value
   codebook       measure -> number, of the tokenizer and its codes
-  facts          number of parameters, seconds and the like
+  retrieval      in place of the last three: ways to retrieve side by side
 """
 
 import base64
+import collections
 import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +24,13 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
-from gr_jax.evaluation import claims, codebook_report, metrics, report
+from gr_jax.evaluation import (
+  claims,
+  codebook_report,
+  metrics,
+  report,
+  retrieval_report,
+)
 
 Record = Mapping[str, Any]
 DataSets = Mapping[str, Sequence[Record]]
@@ -37,48 +48,109 @@ _FORM_TITLES = {
 _CODE_GRIDS = ("tokenizer", "shape", "balance", "codebook", "embedding")
 
 # A trained baseline, shown below every grid.
-_YARDSTICK = ("backbone", "sasrec")
+_YARDSTICK = ("baselines", "sasrec")
+NOT_RUN = "not run"
+_PREDICTS = "What predicts the recommendation"
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # header, rows
 
 
+def run_table(data_sets: DataSets) -> Table:
+  """Returns what was run of each data set, and with what settings."""
+  header = ["data set", "cells", "failed", "not run", "model", "parameters"]
+  header += ["steps x batch", "replicas", "device", "minutes"]
+  rows = []
+  for name, records in data_sets.items():
+    errors = [r["error"] for r in records if "error" in r]
+    absent = errors.count(NOT_RUN)
+    counts = [len(records) - len(errors), len(errors) - absent, absent]
+    distinct = {_identity(r): r for r in records if "error" not in r}
+    done = list(distinct.values())
+    rows.append(
+      [
+        name,
+        f"{counts[0]} of {len(records)}",
+        *map(str, counts[1:]),
+        _most(r["settings"]["model"]["name"] for r in done),
+        _most(f"{r['facts']['num_parameters']:,}" for r in done),
+        _most(
+          "{num_steps:,} x {batch_size:,}".format(**r["settings"]["training"])
+          for r in done
+        ),
+        _most(str(r["settings"]["training"]["replicas"]) for r in done),
+        _most(r["device"] for r in done),
+        f"{sum(r['seconds'] for r in done) / 60:.0f}",
+      ]
+    )
+  return header, rows
+
+
+def _identity(record: Record) -> tuple[Any, ...]:
+  """Equal for the records that several grids make of one run."""
+  return record["seconds"], str(record["settings"])
+
+
+def _most(values: Iterable[str]) -> str:
+  """Returns the most frequent value, and how many others there are."""
+  counts = collections.Counter(values).most_common()
+  if not counts:
+    return ""
+  others = len(counts) - 1
+  return counts[0][0] + (f" (and {others} others)" if others else "")
+
+
 def grid_table(records: Sequence[Record], grid: str) -> Table:
-  """Returns a grid's cells; SASRec and the counted baselines below them."""
+  """Returns a grid's cells; SASRec and the counted baselines below them.
+
+  Cells that were not run have no row, but SASRec.
+  """
+  of_codes = grid in _CODE_GRIDS
   header = [
     "cell",
     *(f"{metric}, {_FORM_TITLES[form]}" for form, metric in _COLUMNS),
     "replicas",
     "collision rate",
+    *(("entropy, nats", "relative MSE") if of_codes else ()),
     "decoding, users/s",
     "minutes",
   ]
   rows = []
-  chosen = [r for r in records if r["grid"] == grid]
+  chosen = [
+    r for r in records if r["grid"] == grid and r.get("error") != NOT_RUN
+  ]
   yardstick = [r for r in records if (r["grid"], r["name"]) == _YARDSTICK]
   for record in chosen + [r for r in yardstick if r["grid"] != grid]:
     if "error" in record:
       rows.append([record["name"], record["error"], *[""] * (len(header) - 2)])
       continue
+    if "metrics" not in record:
+      continue
     estimates = [
       metrics.student_interval(np.array(record["metrics"][form][metric]))
       for form, metric in _COLUMNS
     ]
-    facts = record["facts"]
+    facts, codes = record["facts"], record["codebook"]
     rows.append(
       [
         record["name"],
         *map(_estimate, estimates),
         str(estimates[0].count),
-        f"{record['codebook']['collision_rate']:.1%}",
+        f"{codes['collision_rate']:.1%}",
+        *(
+          (f"{codes['entropy']:.2f}", f"{codes['relative MSE']:.3f}")
+          if of_codes
+          else ()
+        ),
         f"{facts['users_per_second']:,.0f}",
         f"{record['seconds'] / 60:.1f}",
       ]
     )
-  measured = [r for r in chosen if "error" not in r]
+  measured = [r for r in (*chosen, *records) if "baselines" in r]
   if measured:
     for row, forms in measured[0]["baselines"].items():
       cells = [f"{forms[form][metric]:.4f}" for form, metric in _COLUMNS]
-      rows.append([f"*{report.label(row)}*", *cells, "", "", "", ""])
+      rest = [""] * (len(header) - 1 - len(cells))
+      rows.append([f"*{report.label(row)}*", *cells, *rest])
   return header, rows
 
 
@@ -121,7 +193,7 @@ def correlation_points(
   measures: dict[str, list[float]] = {}
   target, seen = [], set()
   for record in records:
-    if record["grid"] not in _CODE_GRIDS or "error" in record:
+    if record["grid"] not in _CODE_GRIDS or "metrics" not in record:
       continue
     values = tuple(sorted(record["codebook"].items()))
     if values in seen:
@@ -150,31 +222,33 @@ def correlation_table(data_sets: DataSets) -> Table:
 
 
 def markdown(data_sets: DataSets) -> str:
-  """Returns claims, correlations and every grid as Markdown."""
+  """Returns what was run, claims, correlations and every grid as Markdown."""
   parts = []
   for title, text, (header, rows) in _sections(data_sets):
     lines = ["| " + " | ".join(header) + " |"]
     lines.append("|" + " --- |" * len(header))
     lines += ["| " + " | ".join(row) + " |" for row in rows]
-    parts.append(f"## {title}\n\n{text}\n\n" + "\n".join(lines) + "\n")
-  return "\n".join(parts)
+    table = "\n".join(lines) + "\n" if rows else ""
+    parts.append(f"### {title}\n\n{text}\n\n{table}")
+  return "\n".join(part.rstrip() + "\n" for part in parts)
 
 
 def page(data_sets: DataSets) -> str:
   """Returns the same as a self-contained HTML page, with plots."""
   parts = ["<h1>Handbook</h1>"]
-  for index, (title, text, (header, rows)) in enumerate(_sections(data_sets)):
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join(
-      "<tr>" + "".join(f"<td>{_escape(cell)}</td>" for cell in row) + "</tr>"
-      for row in rows
-    )
-    parts.append(
-      f"<h2>{html.escape(title)}</h2><p>{html.escape(text)}</p>"
-      f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-      f"<tbody>{body}</tbody></table></div>"
-    )
-    if index == 1:
+  for title, text, (header, rows) in _sections(data_sets):
+    parts.append(f"<h2>{html.escape(title)}</h2><p>{html.escape(text)}</p>")
+    if rows:
+      head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+      body = "".join(
+        "<tr>" + "".join(f"<td>{_escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in rows
+      )
+      parts.append(
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+      )
+    if title == _PREDICTS:
       parts += [
         f'<img src="{uri}" alt="Codebook measures against NDCG@10, {name}">'
         for name, uri in _plots(data_sets)
@@ -185,6 +259,12 @@ def page(data_sets: DataSets) -> str:
 def _sections(data_sets: DataSets) -> list[tuple[str, str, Table]]:
   sections = [
     (
+      "What was run",
+      "Cells with a result; a run that several grids name counts in each, its "
+      "minutes once. All replicas of a cell have the same semantic IDs.",
+      run_table(data_sets),
+    ),
+    (
       "Published claims",
       f"{_METRIC}, nothing removed from the ranking: means over replicas and "
       "the 95 % interval of their difference (Welch). Held: the interval lies "
@@ -194,7 +274,7 @@ def _sections(data_sets: DataSets) -> list[tuple[str, str, Table]]:
       claims_table(data_sets),
     ),
     (
-      "What predicts the recommendation",
+      _PREDICTS,
       f"Spearman's rank correlation of codebook measures with {_TARGET} over "
       "the cells that differ in their codes.",
       correlation_table(data_sets),
@@ -202,21 +282,42 @@ def _sections(data_sets: DataSets) -> list[tuple[str, str, Table]]:
   ]
   for name, records in data_sets.items():
     for grid in dict.fromkeys(record["grid"] for record in records):
-      sections.append(
-        (
-          f"{name}: {grid}",
-          "Means ± half of Student's 95 % interval over replicas; baselines in "
-          "italics. Minutes are of the cell's own work: stages that it shares "
-          "with an earlier cell took none.",
-          grid_table(records, grid),
-        )
-      )
+      sections += _grid_sections(name, records, grid)
+  return sections
+
+
+def _grid_sections(
+  data_set: str, records: Sequence[Record], grid: str
+) -> list[tuple[str, str, Table]]:
+  own = [r for r in records if r["grid"] == grid]
+  absent = [r["name"] for r in own if r.get("error") == NOT_RUN]
+  missing = f"Not run: {', '.join(absent)}." if absent else ""
+  title = f"{data_set}: {grid}"
+  if len(absent) == len(own):
+    return [(title, missing, ((), ()))]
+  text = (
+    "Means ± half of Student's 95 % interval over replicas; baselines in "
+    "italics. Minutes are of the cell's own work: stages that it shares with "
+    "an earlier cell took none. "
+  )
+  sections = [(title, (text + missing).strip(), grid_table(records, grid))]
+  for record in own:
+    if "retrieval" in record:
+      found = record["retrieval"]
+      header = ["", *retrieval_report.COLUMNS.values()]
+      rows = [
+        [row, *retrieval_report.cells(values)]
+        for row, values in found["rows"].items()
+      ]
+      heading = retrieval_report.title(found["num_users"], found["device"])
+      text = f"{heading}. One generator, its best replica on validation."
+      sections.append((f"{title}, {record['name']}", text, (header, rows)))
   return sections
 
 
 def _replicas(records: Iterable[Record], cell: claims.Cell) -> Any:
   for record in records:
-    if (record["grid"], record["name"]) == cell and "error" not in record:
+    if (record["grid"], record["name"]) == cell and "metrics" in record:
       return np.array(record["metrics"][_FORM][_METRIC], np.float64)
   return None
 

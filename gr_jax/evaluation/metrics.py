@@ -7,6 +7,7 @@ ideal DCG is 1, so NDCG@k is 1 / log2(rank + 2) inside the first k, else 0.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -94,8 +95,7 @@ def sid_ranks(
   """
   num_users, width, num_levels = codes.shape
   rows = np.concatenate([codes.reshape(-1, num_levels), target_codes])
-  _, number = np.unique(rows, axis=0, return_inverse=True)
-  number = number.reshape(-1)
+  number = _numbered(rows)
   listed = number[: num_users * width].reshape(num_users, width)
   wanted = number[num_users * width :]
   listed = np.where(returned, listed, -1)
@@ -276,6 +276,19 @@ def paired_difference(
   comparison of two separate intervals would count twice.
   """
   return user_interval(values - others)
+
+
+def _numbered(rows: Int[np.ndarray, "M L"]) -> Int[np.ndarray, "M"]:
+  """Returns a number of 0 or more for each row, equal for equal rows."""
+  shifted = rows.astype(np.int64) - rows.min(initial=0)
+  widths = (shifted.max(axis=0, initial=0) + 1).tolist()
+  if math.prod(widths) >= 2**63:
+    _, number = np.unique(rows, axis=0, return_inverse=True)
+    return number.reshape(-1)
+  number = np.zeros(len(rows), np.int64)
+  for column, width in zip(shifted.T, widths, strict=True):
+    number = number * width + column
+  return number
 
 
 def _check_some(count: int, what: str = "user") -> None:

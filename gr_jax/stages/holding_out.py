@@ -248,14 +248,16 @@ def _measure(
     ({form: denied[form] for form in report.FORMS}, live.recommendable),
     ({NEW_ITEMS: None}, is_new),
   ):
-    lists = evaluation.decode(
-      config,
-      saved,
-      live.sids,
-      live_catalog.build_trie(live.sids, candidates),
-      interactions,
-      examples,
-      rankings,
+    lists = list(
+      evaluation.decode(
+        config,
+        saved,
+        live.sids,
+        live_catalog.build_trie(live.sids, candidates),
+        interactions,
+        examples,
+        rankings,
+      )
     )
     neighbors = baselines.target_ranks(
       scorer, histories, targets, candidates=candidates

@@ -28,6 +28,7 @@ from gr_jax.evaluation import (
   embedding_retrieval,
   evaluator,
   metrics,
+  retrieval_report,
   shared_ids,
 )
 from gr_jax.stages import generator as generator_stage
@@ -37,16 +38,6 @@ from gr_jax.stages.workdir import Workdir
 from gr_jax.tasks import windows
 
 _TOP = 10  # of the exact list, looked for at every width
-_COLUMNS = {
-  metrics.RECALL_10: "recall@10",
-  metrics.NDCG_10: "NDCG@10",
-  "exact_top_10": "exact top 10 found",
-  "exact_list": "exact list found",
-  "users_per_s": "users/s",
-  "ms_one_user": "ms, one user",
-}
-# Row -> column -> value; a value that does not exist is absent.
-Rows = Mapping[str, Mapping[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,12 +88,40 @@ class _Users:
     return self.targets.size
 
 
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """What was measured.
+
+  Attributes:
+    num_users: Test users that every row served.
+    device: What it ran on.
+    rows: The table.
+  """
+
+  num_users: int
+  device: str
+  rows: retrieval_report.Rows
+
+
 def compare(
   config: RunConfig, workdir: Workdir, options: RetrievalOptions
-) -> Rows:
+) -> retrieval_report.Rows:
   """Measures every row on one device, prints the table and stores it.
 
   Writes `retrieval.json` and `retrieval.md`.
+
+  Raises:
+    InputError: As `measure`.
+  """
+  found = measure(config, workdir, options)
+  _write(workdir, found, options)
+  return found.rows
+
+
+def measure(
+  config: RunConfig, workdir: Workdir, options: RetrievalOptions
+) -> Comparison:
+  """Measures every row on one device.
 
   Raises:
     InputError: No trained generator yet, or lists longer than the catalog.
@@ -163,8 +182,7 @@ def compare(
       found, times = _embedding_lists(index, users)
       nearest = found if nearest is None else nearest
       rows[f"embedding of {query}, {kind}"] = measured(found, times, nearest)
-  _write(workdir, rows, users.count, options)
-  return rows
+  return Comparison(users.count, jax.local_devices()[0].device_kind, rows)
 
 
 def overlap(
@@ -305,47 +323,22 @@ def _embedding_lists(index, users):
   return np.concatenate(found), times
 
 
-def markdown(rows: Rows, title: str) -> str:
-  """Returns the table."""
-  lines = [
-    f"### {title}\n",
-    "| | " + " | ".join(_COLUMNS.values()) + " |",
-    "| --- |" + " ---: |" * len(_COLUMNS),
-  ]
-  for name, values in rows.items():
-    cells = [_cell(values, column) for column in _COLUMNS]
-    lines.append(f"| {name} | " + " | ".join(cells) + " |")
-  return "\n".join(lines) + "\n"
-
-
-def _cell(values, column):
-  if column not in values:
-    return ""
-  if column == "users_per_s":
-    return f"{values[column]:,.0f}"
-  return f"{values[column]:.2f}" if "ms" in column else f"{values[column]:.4f}"
-
-
-def _write(workdir, rows, num_users, options):
-  device = jax.local_devices()[0].device_kind
-  title = f"{num_users} test users, history removed, {device}"
+def _write(workdir, found, options):
+  title = retrieval_report.title(found.num_users, found.device)
   (workdir.root / "retrieval.json").write_text(
     json.dumps(
-      {
-        "num_users": num_users,
-        "device": device,
-        "options": dataclasses.asdict(options),
-        "rows": rows,
-      },
+      dataclasses.asdict(found) | {"options": dataclasses.asdict(options)},
       indent=1,
     )
     + "\n"
   )
-  (workdir.root / "retrieval.md").write_text(markdown(rows, title))
+  (workdir.root / "retrieval.md").write_text(
+    retrieval_report.markdown(found.rows, title)
+  )
   table = rich.table.Table(title=title, title_justify="left")
   table.add_column("", no_wrap=True)
-  for name in _COLUMNS.values():
+  for name in retrieval_report.COLUMNS.values():
     table.add_column(name, justify="right")
-  for name, values in rows.items():
-    table.add_row(name, *(_cell(values, column) for column in _COLUMNS))
+  for name, values in found.rows.items():
+    table.add_row(name, *retrieval_report.cells(values))
   rich.console.Console().print(table)

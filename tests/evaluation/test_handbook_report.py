@@ -16,8 +16,19 @@ def _record(grid, name, values, *, collision_rate=0.1):
         report.FORMS, dict.fromkeys(report.DECIDING, 0.0114)
       )
     },
-    "codebook": {"collision_rate": collision_rate, "utilization": 1.0},
-    "facts": {"users_per_second": 1234.0},
+    "codebook": {
+      "collision_rate": collision_rate,
+      "utilization": 1.0,
+      "entropy": 5.5,
+      "relative MSE": 0.25,
+    },
+    "facts": {"users_per_second": 1234.0, "num_parameters": 5_000},
+    "settings": {
+      "model": {"name": "encoder_decoder"},
+      "training": {"num_steps": 2_000, "batch_size": 64, "replicas": 3},
+      "tokenizer": {"name": grid + name},
+    },
+    "device": "cpu",
     "seconds": 90.0,
   }
 
@@ -29,6 +40,8 @@ def _records():
     _record("shape", "3x256", [0.060, 0.062, 0.061]),
     _record("shape", "5x256", [0.055, 0.057, 0.056], collision_rate=0.15),
     {"grid": "shape", "name": "2x256", "error": "ValueError: too few"},
+    {"grid": "shape", "name": "2x128", "error": "not run"},
+    {"grid": "baselines", "name": "sasrec", "error": "not run"},
   ]
 
 
@@ -38,16 +51,64 @@ def test_grid_table():
   assert [row[0] for row in rows[:3]] == ["3x256", "5x256", "2x256"]
   # Half of Student's interval of three values with deviation .001.
   assert rows[0][1] == "0.0610 ± 0.0025"
-  assert rows[0][5:] == ["3", "10.0%", "1,234", "1.5"]
+  assert rows[0][5:] == ["3", "10.0%", "5.50", "0.250", "1,234", "1.5"]
   assert rows[2][1] == "ValueError: too few"
-  assert rows[3][1] == "0.0114"
+  assert rows[3][:2] == ["sasrec", "not run"]
+  assert rows[4][1] == "0.0114"
+
+
+def test_what_was_run():
+  header, rows = handbook_report.run_table({"beauty": _records()})
+  assert dict(zip(header, rows[0], strict=True)) == {
+    "data set": "beauty",
+    "cells": "4 of 7",
+    "failed": "1",
+    "not run": "2",
+    "model": "encoder_decoder",
+    "parameters": "5,000",
+    "steps x batch": "2,000 x 64",
+    "replicas": "3",
+    "device": "cpu",
+    "minutes": "6",
+  }
+
+
+def test_cells_not_run_are_named_and_need_no_row():
+  text = handbook_report.markdown({"beauty": _records()})
+  assert "Not run: 2x128." in text
+  assert "| 2x128" not in text
+  assert "### beauty: baselines\n\nNot run: sasrec.\n" in text
+
+
+def test_retrieval_has_a_table_of_its_own():
+  record = {
+    "grid": "shape",
+    "name": "beside",
+    "seconds": 1.0,
+    "settings": _records()[0]["settings"],
+    "facts": {"num_parameters": 5_000},
+    "device": "cpu",
+    "retrieval": {
+      "num_users": 1_000,
+      "device": "cpu",
+      "rows": {"semantic IDs, exact": {"recall@10": 0.5}},
+    },
+  }
+  data_sets = {"beauty": [*_records(), record]}
+  text = handbook_report.markdown(data_sets)
+  assert "### beauty: shape, beside" in text
+  assert "| semantic IDs, exact | 0.5000 |" in text
+  header, rows = handbook_report.grid_table(data_sets["beauty"], "shape")
+  assert "beside" not in [row[0] for row in rows]
+  assert "1,000 test users" in handbook_report.page(data_sets)
 
 
 def test_sasrec_stands_below_every_grid():
-  records = [*_records(), _record("backbone", "sasrec", [0.07, 0.07, 0.07])]
+  sasrec = _record("baselines", "sasrec", [0.07, 0.07, 0.07])
+  records = [*_records()[:-1], sasrec]
   _, rows = handbook_report.grid_table(records, "shape")
   assert [row[0] for row in rows][3:] == ["sasrec", "*popularity*"]
-  _, rows = handbook_report.grid_table(records, "backbone")
+  _, rows = handbook_report.grid_table(records, "baselines")
   assert [row[0] for row in rows] == ["sasrec", "*popularity*"]
 
 
@@ -80,4 +141,4 @@ def test_both_forms_hold_every_cell():
     assert found in text
     assert found in page
   assert "<img" in page
-  assert page.count("<table>") == 5
+  assert page.count("<table>") == 6

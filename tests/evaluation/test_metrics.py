@@ -100,6 +100,10 @@ def test_sid_ranks_against_a_slow_version(seed):
     want.append(distinct.index(target) if target in distinct else -1)
   got = metrics.sid_ranks(codes, returned, targets)
   np.testing.assert_array_equal(got, want)
+  # Codes too large to be numbered by their digits are sorted.
+  huge = 1 << 40
+  got = metrics.sid_ranks(codes * huge, returned, targets * huge)
+  np.testing.assert_array_equal(got, want)
 
 
 def test_invalid_rate_ignores_places_without_a_result():

@@ -32,10 +32,3 @@ def test_rank_ids_by_hand():
   ranked = retrieval.rank_ids(scores, removed, buckets, 4)
   # Equal scores: (0, 1) before (0, 2). With item 0 gone item 3 stands in.
   assert ranked.tolist() == [[0, 1, 4, -1], [3, -1, -1, -1]]
-
-
-def test_a_value_that_is_not_there_leaves_its_cell_empty():
-  rows = {"one": {"recall@10": 0.5, "users_per_s": 1234.5, "ms_one_user": 2.0}}
-  assert "| one | 0.5000 |  |  |  | 1,234 | 2.00 |" in retrieval.markdown(
-    rows, "title"
-  )
