@@ -17,6 +17,8 @@ as a row is measured; writes all so far as JSON to --output.
 
 import argparse
 import concurrent.futures
+import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -38,7 +40,7 @@ ROWS: dict[str, dict[str, Any]] = {
   "full at 4096": {"batch": 4096},
   "mixed x 3 replicas": {"mixed": True, "replicas": 3, "batch": 1024},
   "mixed windows": {"mixed": True, "batch": 1024},
-  "mixed, not packed": {"mixed": True, "packs": False, "batch": 1024},
+  "mixed unpacked": {"mixed": True, "packs": False, "batch": 1024},
   "full x 3 replicas": {"replicas": 3, "batch": 1024},
 }
 PEERS = {
@@ -88,35 +90,53 @@ def library_rows(args: argparse.Namespace) -> None:
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+  pool = concurrent.futures.ThreadPoolExecutor()
+  made = {name: pool.submit(compile_row, name, args) for name in args.library}
   if args.compile_only:
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-      done = {pool.submit(compile_row, name, args) for name in args.library}
-      for future in concurrent.futures.as_completed(done):
-        print(json.dumps(future.result()), flush=True)
+    for future in concurrent.futures.as_completed(made.values()):
+      print(json.dumps(future.result()[0]), flush=True)
     return
-  for name in args.library:
+  # Compiling tries kernels on the device: not while a row is timed.
+  concurrent.futures.wait(made.values(), timeout=args.patience)
+  done = [name for name in made if made[name].done()]
+  for name in [*done, *(set(made) - set(done))]:
     row = ROWS[name]
-    batch_size = 32 if args.tiny else row["batch"]
-    made = make_program(row, batch_size, args)
-    began = time.perf_counter()
-    run = made[0].compile()
-    compile_s = time.perf_counter() - began
-    seconds, loss = time_program(run, made, args)
-    per_step = batch_size * row.get("replicas", 1)
+    compiled, *program = made[name].result()
+    with alone(args.lock):
+      seconds, loss = time_program(*program, args)
+    per_step = rows_of(row, args) * row.get("replicas", 1)
+    compile_s = compiled[name]["compile_s"]
     found = summary(seconds, per_step, loss, compile_s, args)
     if row.get("mixed"):
       del found["mfu"]  # it counts full windows
     print(json.dumps({name: found}), flush=True)
 
 
-def compile_row(name: str, args: argparse.Namespace) -> dict[str, Any]:
-  """Compiles a row's programs into the cache, beside others."""
-  batch_size = 32 if args.tiny else ROWS[name]["batch"]
+def rows_of(row: dict[str, Any], args: argparse.Namespace) -> int:
+  """Examples in one replica's batch."""
+  return 32 if args.tiny else row["batch"]
+
+
+@contextlib.contextmanager
+def alone(path: str) -> Iterator[None]:
+  """Holds a file's lock: processes that share one compile side by side."""
+  if not path:
+    yield
+    return
+  with open(path, "w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+def compile_row(name: str, args: argparse.Namespace) -> Any:
+  """Compiles a row; returns its seconds, the program and its arguments."""
   began = time.perf_counter()
-  made = make_program(ROWS[name], batch_size, args)
-  made[0].compile()
-  made[1].lower().compile()
-  return {name: {"compile_s": time.perf_counter() - began}}
+  traced, start, data, keys = make_program(
+    ROWS[name], rows_of(ROWS[name], args), args
+  )
+  program, start = traced.compile(), start.lower().compile()
+  compiled = {name: {"compile_s": time.perf_counter() - began}}
+  return compiled, program, start, data, keys
 
 
 def make_program(
@@ -191,12 +211,11 @@ def make_program(
 
 
 def time_program(
-  run: Any, made: Any, args: argparse.Namespace
+  run: Any, start: Any, data: Any, keys: Any, args: argparse.Namespace
 ) -> tuple[list[float], float]:
   """Returns the seconds a step of each repeat, after one call to warm up."""
   import jax
 
-  _, start, data, keys = made
   state, times = start(), []
   for _ in range(args.repeats + 1):
     began = time.perf_counter()
@@ -272,12 +291,13 @@ def torch_row(name: str, args: argparse.Namespace) -> None:
   synchronize()
   compile_s = time.perf_counter() - began
   times = []
-  for _ in range(args.repeats):
-    began = time.perf_counter()
-    for _ in range(args.steps):
-      loss = step()
-    synchronize()
-    times.append((time.perf_counter() - began) / args.steps)
+  with alone(args.lock):
+    for _ in range(args.repeats):
+      began = time.perf_counter()
+      for _ in range(args.steps):
+        loss = step()
+      synchronize()
+      times.append((time.perf_counter() - began) / args.steps)
   found = summary(times, batch_size, float(loss), compile_s, args)
   print(json.dumps({name: found}), flush=True)
 
@@ -327,6 +347,10 @@ def main() -> None:
   parser.add_argument("--compile_only", action="store_true")
   parser.add_argument("--tiny", action="store_true", help="a CPU smoke run")
   parser.add_argument("--output", default="")
+  parser.add_argument("--lock", default="", help="held while a row is timed")
+  parser.add_argument(
+    "--patience", type=float, default=600, help="seconds for compiling"
+  )
   parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
   args = parser.parse_args()
   args.library = [name for name in args.library.split(",") if name]
