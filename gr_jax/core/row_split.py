@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int, Shaped
 
 from gr_jax.core import mesh as mesh_lib
 
@@ -42,7 +42,7 @@ class RowSplit:
     """The mesh axes that parts lie along; inside `run`."""
     return mesh_lib.row_axes(self.mesh)
 
-  def place(self, x: Float[Array | np.ndarray, "N D"]) -> Float[Array, "M D"]:
+  def place(self, x: Shaped[Array | np.ndarray, "N D"]) -> Shaped[Array, "M D"]:
     """Puts the rows on the mesh; each process reads the parts it holds.
 
     Args:
@@ -65,12 +65,15 @@ class RowSplit:
     )
 
   def copy(self, tree: Any) -> Any:
-    """Puts arrays whole on every device, those that are not yet."""
+    """Puts arrays and keys whole on every device, those that are not yet."""
     where = mesh_lib.replicated(self.mesh)
 
     def put(x):
       if isinstance(x, jax.Array) and x.sharding == where:
         return x
+      if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = put(jax.random.key_data(x))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
       return mesh_lib.place(np.asarray(x), where)
 
     return jax.tree.map(put, tree)
@@ -80,8 +83,8 @@ class RowSplit:
     return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
 
   def take(
-    self, x: Float[Array, "M D"], index: Int[Array, "n"]
-  ) -> Float[np.ndarray, "n D"]:
+    self, x: Shaped[Array, "M D"], index: Int[Array, "n"]
+  ) -> Shaped[np.ndarray, "n D"]:
     """Returns some rows on the host, the same on every process."""
     take = jax.jit(
       lambda x, index: x[index], out_shardings=mesh_lib.replicated(self.mesh)
@@ -102,7 +105,7 @@ class RowSplit:
       function: Called once a device.
       takes_rows: For each argument, whether a device gets its part of the
         rows, or the whole.
-      gives_rows: The same for the result: a bool, or a tuple for a tuple.
+      gives_rows: The same for the result: a bool, or a tree for a tree.
     """
 
     def spec(of_rows: bool) -> PartitionSpec:

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int32
 
-from gr_jax.core import checks, nearest, progress
-from gr_jax.core import mesh as meshes
+from gr_jax.core import checks, nearest, progress, row_split
+from gr_jax.core.row_split import RowSplit
 from gr_jax.tokenizers import base, kmeans, reporting, select, serial_choice
 from gr_jax.tokenizers.residual_kmeans import (
   CodebooksState,
@@ -120,14 +120,14 @@ class BalancedFit:
 
 
 def fit(
-  x: Float[Array | np.ndarray, "N D"],
+  x: Float[Array, "N D"],
   centers: Float[Array, "K D"],
   *,
   key: jax.Array,
   max_iters: int,
   order: str = "given",
   windows: serial_choice.Windows | None = None,
-  mesh: Mesh | None = None,
+  split: RowSplit | None = None,
 ) -> BalancedFit:
   """Repeats Algorithm 1 until no item changes its cluster.
 
@@ -139,74 +139,41 @@ def fit(
     order: Whose turn is first: "given" by cluster number, "random" anew in
       every pass, "demand" by how many items are nearest to it, most first.
     windows: As for `balanced_assign`, static.
-    mesh: Devices that share the rows along their `data` axis; by default the
-      one where `x` lies. The codes are the same but for the rounding of
-      means.
+    split: How the rows lie on several devices. The codes are the same but for
+      the rounding of means.
 
   Returns:
     Codes of the last pass and the means of its clusters; the inertia of a
     pass is summed over its codes and its first centers.
   """
-  options = {"max_iters": max_iters, "order": order, "windows": windows}
-  num_rows = x.shape[0]
-  if mesh is None:
-    return _fit(jnp.asarray(x), centers, key, num_rows=num_rows, **options)
-  found = _fit_sharded(
-    place_rows(x, mesh),
-    *_whole(mesh, centers, key),
-    num_rows=num_rows,
-    mesh=mesh,
-    **options,
+  if split is not None:
+    centers, key = split.copy((centers, key))
+  return _fit(
+    x,
+    centers,
+    key,
+    max_iters=max_iters,
+    order=order,
+    windows=windows,
+    split=split,
   )
-  return found.replace(codes=found.codes[:num_rows])
-
-
-def _whole(mesh: Mesh, centers: jax.Array, key: jax.Array):
-  """Puts what all devices need on all of them, those of other hosts too."""
-  whole = meshes.replicated(mesh)
-  data = meshes.place(np.asarray(jax.random.key_data(key)), whole)
-  return (
-    meshes.place(np.asarray(meshes.to_host(centers)), whole),
-    jax.random.wrap_key_data(data, impl=jax.random.key_impl(key)),
-  )
-
-
-def place_rows(
-  x: Float[Array | np.ndarray, "N D"], mesh: Mesh
-) -> Float[Array, "M D"]:
-  """Splits rows over a mesh; rows of NaN fill the last device up."""
-  padding = -x.shape[0] % mesh.shape[meshes.DATA]
-  x = np.pad(x, ((0, padding), (0, 0)), constant_values=np.nan)
-  return meshes.place(x, meshes.batch_sharding(mesh))
 
 
 @functools.partial(
-  jax.jit,
-  static_argnames=("max_iters", "order", "windows", "num_rows", "mesh"),
+  jax.jit, static_argnames=("max_iters", "order", "windows", "split")
 )
-def _fit_sharded(x, centers, key, *, mesh, windows, **options) -> BalancedFit:
-  rows, whole = PartitionSpec(meshes.DATA), PartitionSpec()
-  run = functools.partial(
-    _fit,
-    **options,
-    windows=windows or serial_choice.Windows(),
-    axis=meshes.DATA,
-  )
-  return jax.shard_map(
-    run,
-    mesh=mesh,
-    in_specs=(rows, whole, whole),
-    out_specs=BalancedFit(whole, rows, whole, whole),
-    # What all devices compute alike from gathered lists is not seen as such.
-    check_vma=False,
-  )(x, centers, key)
+def _fit(x, centers, key, *, split: RowSplit | None, **options) -> BalancedFit:
+  run = functools.partial(_fit_part, split=split, **options)
+  if split is not None:
+    run = split.run(
+      run,
+      takes_rows=(True, False, False),
+      gives_rows=BalancedFit(False, True, False, False),
+    )
+  return run(x, centers, key)
 
 
-@functools.partial(
-  jax.jit,
-  static_argnames=("max_iters", "order", "windows", "num_rows", "axis"),
-)
-def _fit(
+def _fit_part(
   x: jax.Array,
   centers: jax.Array,
   key: jax.Array,
@@ -214,32 +181,36 @@ def _fit(
   max_iters: int,
   order: str,
   windows: serial_choice.Windows | None,
-  num_rows: int,
-  axis: str | None = None,
+  split: RowSplit | None,
 ) -> BalancedFit:
-  """`fit` on one device, or on this device's rows of `num_rows`."""
+  """Implements `fit` on one device's rows."""
   num_codes = centers.shape[0]
+  num_rows = x.shape[0] if split is None else split.num_rows
   counts = jnp.asarray(capacities(num_rows, num_codes))
-  total = (lambda n: lax.psum(n, axis)) if axis else select.nothing
-  real = jnp.isfinite(x[:, :1])  # [N, 1]
-  filled = jnp.where(real, x, 0.0) if axis else x
+  total = functools.partial(row_split.total, split)
+  real = jnp.ones(x.shape[:1], bool) if split is None else split.is_row()
 
   def turns(centers: jax.Array, step: jax.Array) -> jax.Array:
     if order == "random":
       step_key = jax.random.fold_in(key, step)
       return jax.random.permutation(step_key, num_codes).astype(jnp.int32)
     if order == "demand":
-      wanted = nearest.nearest_code(filled, centers)
-      wanted = jnp.where(real[:, 0], wanted, num_codes)  # to be dropped
+      wanted = nearest.nearest_code(x, centers)
+      wanted = jnp.where(real, wanted, num_codes)  # goes nowhere
       demand = total(jnp.bincount(wanted, length=num_codes))
       return jnp.argsort(-demand, stable=True).astype(jnp.int32)
     return jnp.arange(num_codes, dtype=jnp.int32)
 
   def assign(centers: jax.Array, whose: jax.Array) -> jax.Array:
-    if axis is None:
+    if split is None:
       return balanced_assign(x, centers, counts, whose, windows=windows)
     return serial_choice.choose(
-      x, centers, counts, whose, windows=windows, axis=axis
+      jnp.where(real[:, None], x, jnp.nan),  # nobody's
+      centers,
+      counts,
+      whose,
+      windows=windows or serial_choice.Windows(),
+      axis=split.axes,
     ).codes
 
   def going(carry) -> jax.Array:
@@ -249,9 +220,9 @@ def _fit(
   def body(carry):
     found, _ = carry
     codes = assign(found.codebook, turns(found.codebook, found.num_iters))
-    far = jnp.where(real, x - found.codebook[codes], 0.0)
+    far = jnp.where(real[:, None], x - found.codebook[codes], 0.0)
     inertia = total(jnp.sum(jnp.square(far)))
-    sums = total(kmeans.sum_by_code(codes, filled, num_codes))
+    sums = total(kmeans.sum_by_code(codes, x, num_codes))
     after = BalancedFit(
       codebook=sums / counts.astype(jnp.float32)[:, None],
       codes=codes,
@@ -308,7 +279,7 @@ class BalancedResidualKMeans:
       x: float32, one row an item.
       key: Random key.
       init: State of an earlier fit with the same configuration.
-      mesh: Devices that share the rows; see `fit` of this file.
+      mesh: Devices that share the rows; None for one.
 
     Returns:
       The codebooks and the balanced codes of the fitted rows in the report.
@@ -319,9 +290,9 @@ class BalancedResidualKMeans:
     started = time.monotonic()
     template = self.abstract_state(x.shape[1])
     base.check_fit(x, self.codebook_sizes, init=init, template=template)
-    num_rows = x.shape[0]
+    split = None if mesh is None else RowSplit(mesh, x.shape[0])
     # A copy: it is donated below.
-    residual = jnp.array(x) if mesh is None else place_rows(x, mesh)
+    residual = jnp.array(x) if split is None else split.place(x)
     codebooks, codes, curves = [], [], {}
     num_levels = len(self.codebook_sizes)
     with progress.bar(
@@ -334,27 +305,24 @@ class BalancedResidualKMeans:
         elif self.init_kmeans:
           draw_key, seed_key = jax.random.split(start_key)
           seeds = kmeans.SEED_ROWS_PER_CODE * size
-          rows = kmeans.sample_rows(residual, seeds, draw_key, first=num_rows)
+          rows = kmeans.sample_rows(residual, seeds, draw_key, split=split)
           centers = kmeans.init(rows, num_codes=size, key=seed_key).codebook
         else:
-          centers = kmeans.random_rows(
-            residual, size, start_key, first=num_rows
-          )
-        options = {
-          "max_iters": self.max_iters,
-          "order": self.order,
-          "windows": None,
-          "num_rows": num_rows,
-        }
-        if mesh is None:
-          found = _fit(residual, centers, pass_key, **options)
-        else:
-          found = _fit_sharded(
-            residual, *_whole(mesh, centers, pass_key), mesh=mesh, **options
-          )
+          centers = kmeans.random_rows(residual, size, start_key, split=split)
+        found = fit(
+          residual,
+          centers,
+          key=pass_key,
+          max_iters=self.max_iters,
+          order=self.order,
+          split=split,
+        )
         residual = subtract(residual, found.codebook, found.codes)
-        codebooks.append(jnp.asarray(meshes.to_host(found.codebook)))
-        codes.append(meshes.to_host(found.codes)[:num_rows])
+        codebooks.append(jnp.asarray(np.asarray(found.codebook)))
+        level_codes = (
+          found.codes if split is None else split.to_host(found.codes)
+        )
+        codes.append(np.asarray(level_codes))
         inertias = np.asarray(found.inertias)
         curves[f"inertia/level_{level}"] = inertias[: int(found.num_iters)]
         advance(1)

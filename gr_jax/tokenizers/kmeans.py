@@ -140,7 +140,6 @@ def sample_rows(
   num_rows: int,
   key: jax.Array,
   *,
-  first: int | None = None,
   split: RowSplit | None = None,
 ) -> Float[Array, "M D"]:
   """Returns min(N, num_rows) distinct rows at random, all in order if N fits.
@@ -149,14 +148,11 @@ def sample_rows(
     x: Rows.
     num_rows: How many are wanted at most, static.
     key: Random key.
-    first: Draws from the first so many rows alone: the others pad.
     split: How the rows lie on several devices; the sample lies on one.
   """
-  if split is not None:
-    first = split.num_rows
-  count = x.shape[0] if first is None else first
+  count = x.shape[0] if split is None else split.num_rows
   if split is None and count <= num_rows:
-    return x[:count]
+    return x
   index = jnp.arange(count)
   if count > num_rows:
     index = jax.random.permutation(key, count)[:num_rows]
@@ -168,7 +164,7 @@ def random_rows(
   num_rows: int,
   key: jax.Array,
   *,
-  first: int | None = None,
+  split: RowSplit | None = None,
 ) -> Float[Array, "M D"]:
   """Returns `num_rows` distinct rows in random order.
 
@@ -176,17 +172,18 @@ def random_rows(
     x: Rows.
     num_rows: How many, static, at most N.
     key: Random key.
-    first: Draws from the first so many rows alone: the others pad.
+    split: How the rows lie on several devices; those drawn lie on one.
 
   Raises:
     InputError: Fewer rows than wanted.
   """
-  count = x.shape[0] if first is None else first
+  count = x.shape[0] if split is None else split.num_rows
   if count < num_rows:
     raise checks.InputError(
       f"Need N >= num_codes; got N={count}, num_codes={num_rows}."
     )
-  return x[jax.random.permutation(key, count)[:num_rows]]
+  index = jax.random.permutation(key, count)[:num_rows]
+  return x[index] if split is None else jnp.asarray(split.take(x, index))
 
 
 def sum_by_code(
@@ -281,12 +278,13 @@ def _assign_and_move(
   return moved, found.distance
 
 
-@functools.partial(jax.jit, static_argnames=("precision", "fused"))
+@functools.partial(jax.jit, static_argnames=("precision", "fused", "split"))
 def update(
   state: KMeansState,
   x: Float[Array, "N D"],
   precision: str = "float32",
   fused: bool = False,
+  split: RowSplit | None = None,
 ) -> KMeansState:
   """Assigns every row, then moves each code to the mean of its rows.
 
@@ -295,8 +293,9 @@ def update(
     x: Rows.
     precision: Of the distances; see `core.precision`.
     fused: As for `nearest.nearest`.
+    split: Given inside `RowSplit.run`, where `x` is one device's part.
   """
-  return _assign_and_move(state, x, precision, fused)[0]
+  return _assign_and_move(state, x, precision, fused, split)[0]
 
 
 def _reseed_empty(

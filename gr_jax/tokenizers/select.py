@@ -31,7 +31,7 @@ def take_smallest(
   bits: Int32[Array, " N"],
   count: Int[Array, ""],
   *,
-  axis: str | None = None,
+  axis: str | tuple[str, ...] | None = None,
 ) -> Bool[Array, " N"]:
   """Marks the `count` smallest of int32 >= 0, ties by lowest index.
 
@@ -42,7 +42,7 @@ def take_smallest(
     bits: Values; under `shard_map`, this device's, which come after those of
       devices before it.
     count: How many to mark, on all devices together.
-    axis: Mesh axis that `bits` is split over.
+    axis: Mesh axis, or axes, that `bits` is split over.
   """
   total = (lambda n: lax.psum(n, axis)) if axis else nothing
 

@@ -87,7 +87,7 @@ def choose(
   order: Int32[Array, " K"],
   *,
   windows: Windows,
-  axis: str | None = None,
+  axis: str | tuple[str, ...] | None = None,
 ) -> Choice:
   """Gives every cluster, in turn, its nearest items that are still free.
 
@@ -102,7 +102,7 @@ def choose(
       differ by at most one.
     order: Cluster whose turn it is, a permutation of 0..K-1.
     windows: How to cut the pass up, static.
-    axis: Mesh axis that `x` is split over, static.
+    axis: Mesh axis, or axes, that `x` is split over, static.
 
   Returns:
     The cluster of every row; rows that pad have -1.
@@ -148,7 +148,7 @@ def choose(
 class _Here:
   """This device's place among those that share the rows."""
 
-  def __init__(self, axis: str | None, num_rows: int):
+  def __init__(self, axis: str | tuple[str, ...] | None, num_rows: int):
     self.axis = axis
     self.num_devices = lax.axis_size(axis) if axis else 1
     self.num_rows = num_rows * self.num_devices
