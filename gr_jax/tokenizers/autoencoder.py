@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from gr_jax.core import checks, rng
+from gr_jax.core.row_split import RowSplit
 from gr_jax.tokenizers import base, gradient_fit, reporting, rqvae
 
 
@@ -137,9 +139,9 @@ class Autoencoder(gradient_fit.GradientOptions):
     del seen
     return params, extra
 
-  def check(self, params, extra, x, *, key, revive):
+  def check(self, params, extra, x, *, key, revive, split=None):
     """Implements `gradient_fit.Program`: nothing to look at."""
-    del x, key, revive
+    del x, key, revive, split
     return params, extra, ()
 
   def fit(
@@ -148,6 +150,7 @@ class Autoencoder(gradient_fit.GradientOptions):
     *,
     key: jax.Array,
     init: gradient_fit.TrainedState | None = None,
+    mesh: Mesh | None = None,
   ) -> tuple[gradient_fit.TrainedState, AutoencoderReport]:
     """Trains encoder and decoder; `init` gives their first values.
 
@@ -155,24 +158,26 @@ class Autoencoder(gradient_fit.GradientOptions):
       x: float32, one row an item.
       key: Random key.
       init: State of an earlier fit with the same configuration.
+      mesh: Devices that share rows and batches; None for one.
 
     Raises:
       InputError: See `base.check_fit`; the loss is not finite.
     """
     started = time.monotonic()
     base.check_fit(x, init=init, template=self.abstract_state(x.shape[1]))
+    split = None if mesh is None else RowSplit(mesh, x.shape[0])
     normalization, rows = gradient_fit.prepare(
-      x, standardize=self.standardize, init=init
+      x, standardize=self.standardize, init=init, split=split
     )
     if init is None:
       network = self.network(x.shape[1], training=False)
       params = gradient_fit.init_network(
-        network, rows[:1], key=rng.stream(key, "networks")
+        network, jnp.zeros((1, x.shape[1])), key=rng.stream(key, "networks")
       )
     else:
       params = jax.tree.map(jnp.array, init.params)  # a copy: it is donated
     outcome = gradient_fit.fit(
-      self, params, (), rows, key=key, name=type(self).__name__
+      self, params, (), rows, key=key, name=type(self).__name__, split=split
     )
     state = gradient_fit.TrainedState(outcome.params, normalization)
     mse, relative = reporting.reconstruction_errors(

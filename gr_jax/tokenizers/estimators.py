@@ -12,7 +12,8 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
-from gr_jax.core import checks
+from gr_jax.core import checks, row_split
+from gr_jax.core.row_split import RowSplit
 
 
 def straight_through(
@@ -92,7 +93,11 @@ def gumbel_softmax(
 
 
 def sinkhorn_plan(
-  distances: Float[Array, "B K"], *, epsilon: float, num_iters: int
+  distances: Float[Array, "B K"],
+  *,
+  epsilon: float,
+  num_iters: int,
+  split: RowSplit | None = None,
 ) -> Float[Array, "B K"]:
   """Solves entropic optimal transport between rows and codes of equal mass.
 
@@ -104,16 +109,31 @@ def sinkhorn_plan(
     distances: Squared distances.
     epsilon: Strength of the entropy; smaller is closer to a hard assignment.
     num_iters: Row and column normalizations, static.
+    split: Given inside `RowSplit.run`, where `distances` are those of one
+      device's rows and [K] numbers travel an iteration.
 
   Returns:
     The plan P. Its rows sum to 1/B exactly, its columns to 1/K in the limit.
   """
   num_rows, num_codes = distances.shape
-  scale = jnp.maximum(jnp.mean(distances), 1e-30)
-  logits = -distances / (epsilon * scale)
+  real = jnp.ones((num_rows, 1), bool)
+  if split is not None:
+    num_rows, real = split.num_rows, split.is_row()[:, None]
+  total = jnp.sum(jnp.where(real, distances, 0.0))
+  scale = row_split.total(split, total) / (float(num_rows) * num_codes)
+  logits = -distances / (epsilon * jnp.maximum(scale, 1e-30))
+
+  def of_columns(logits):
+    """Log of the sum of exponentials over all rows, [1, K]."""
+    if split is None:
+      return jax.nn.logsumexp(logits, axis=0, keepdims=True)
+    logits = jnp.where(real, logits, -jnp.inf)
+    top = lax.pmax(jnp.max(logits, axis=0, keepdims=True), split.axes)
+    sums = jnp.sum(jnp.exp(logits - top), axis=0, keepdims=True)
+    return top + jnp.log(row_split.total(split, sums))
 
   def body(_, logits):
-    logits = logits - jax.nn.logsumexp(logits, axis=0, keepdims=True)
+    logits = logits - of_columns(logits)
     logits = logits - jnp.log(jnp.float32(num_codes))
     logits = logits - jax.nn.logsumexp(logits, axis=1, keepdims=True)
     return logits - jnp.log(jnp.float32(num_rows))
@@ -122,13 +142,19 @@ def sinkhorn_plan(
 
 
 def sinkhorn_codes(
-  distances: Float[Array, "B K"], *, epsilon: float, num_iters: int
+  distances: Float[Array, "B K"],
+  *,
+  epsilon: float,
+  num_iters: int,
+  split: RowSplit | None = None,
 ) -> Int32[Array, " B"]:
   """Chooses each row's code by the largest entry of `sinkhorn_plan`.
 
   As LC-Rec (arXiv:2311.09049, section 3.2) and SaviorRec do while training.
   """
-  plan = sinkhorn_plan(distances, epsilon=epsilon, num_iters=num_iters)
+  plan = sinkhorn_plan(
+    distances, epsilon=epsilon, num_iters=num_iters, split=split
+  )
   return jnp.argmax(plan, axis=-1).astype(jnp.int32)
 
 

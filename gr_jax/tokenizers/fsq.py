@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.core import checks, rng
+from gr_jax.core.row_split import RowSplit
 from gr_jax.tokenizers import (
   base,
   codebook_training,
@@ -143,6 +145,7 @@ class FSQ(gradient_fit.GradientOptions):
   """
 
   hierarchical: ClassVar[bool] = False
+  fits_on_mesh: ClassVar[bool] = True
 
   num_tokens: int = 3  # L
   levels: tuple[int, ...] = (8, 8, 4)  # per dimension of a sub-vector
@@ -190,7 +193,7 @@ class FSQ(gradient_fit.GradientOptions):
     del seen
     return params, extra
 
-  def check(self, params, extra, x, *, key, revive):
+  def check(self, params, extra, x, *, key, revive, split=None):
     """Implements `gradient_fit.Program`: usage of the whole catalog."""
     del key, revive
     none = jnp.zeros((self.num_tokens,), jnp.int32)
@@ -204,6 +207,7 @@ class FSQ(gradient_fit.GradientOptions):
       params,
       x,
       self.codebook_sizes,
+      split=split,
     )
     return params, extra, codebook_training.CatalogCheck(counts, none)
 
@@ -217,6 +221,7 @@ class FSQ(gradient_fit.GradientOptions):
     *,
     key: jax.Array,
     init: gradient_fit.TrainedState | None = None,
+    mesh: Mesh | None = None,
   ) -> tuple[gradient_fit.TrainedState, base.FitReport]:
     """Trains projection and decoder; `init` gives their first values.
 
@@ -224,6 +229,7 @@ class FSQ(gradient_fit.GradientOptions):
       x: float32, one row an item.
       key: Random key.
       init: State of an earlier fit with the same configuration.
+      mesh: Devices that share rows and batches; None for one.
 
     Returns:
       The state; curves hold the loss by epoch and the usage by round.
@@ -233,17 +239,20 @@ class FSQ(gradient_fit.GradientOptions):
     """
     started = time.monotonic()
     base.check_fit(x, init=init, template=self.abstract_state(x.shape[1]))
+    split = None if mesh is None else RowSplit(mesh, x.shape[0])
     normalization, rows = gradient_fit.prepare(
-      x, standardize=self.standardize, init=init
+      x, standardize=self.standardize, init=init, split=split
     )
     if init is None:
       network = self.network(x.shape[1], training=False)
       params = gradient_fit.init_network(
-        network, rows[:1], key=rng.stream(key, "networks")
+        network, jnp.zeros((1, x.shape[1])), key=rng.stream(key, "networks")
       )
     else:
       params = jax.tree.map(jnp.array, init.params)  # a copy: it is donated
-    outcome = gradient_fit.fit(self, params, (), rows, key=key, name="FSQ")
+    outcome = gradient_fit.fit(
+      self, params, (), rows, key=key, name="FSQ", split=split
+    )
     state = gradient_fit.TrainedState(outcome.params, normalization)
     usage = codebook_training.usage_curves(outcome.rounds)
     return state, reporting.fit_report(

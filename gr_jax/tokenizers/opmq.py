@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.core import checks, lookup, nearest, rng
+from gr_jax.core.row_split import RowSplit
 from gr_jax.tokenizers import (
   base,
   codebook_init,
@@ -186,6 +188,7 @@ class OPMQ(codebook_training.CodebookOptions):
   """
 
   hierarchical: ClassVar[bool] = False
+  fits_on_mesh: ClassVar[bool] = True
 
   hidden_dims: tuple[int, ...] = (256, 128)  # of every expert
   code_dim: int = 32
@@ -249,21 +252,29 @@ class OPMQ(codebook_training.CodebookOptions):
       {"params": params}, x, method="latents"
     )
 
-  def init_params(self, x: Float[Array, "N D"], *, key: jax.Array):
+  def init_params(
+    self,
+    x: Float[Array, "N D"],
+    *,
+    key: jax.Array,
+    split: RowSplit | None = None,
+  ):
     """Draws the networks and fills each codebook from its expert's outputs.
 
     Args:
       x: All rows, normalized.
       key: Random key.
+      split: How the rows lie on several devices.
     """
     network = self.network(x.shape[1], training=False)
     params = gradient_fit.init_network(
-      network, x[:1], key=rng.stream(key, "networks")
+      network, jnp.zeros((1, x.shape[1])), key=rng.stream(key, "networks")
     )
     rows = kmeans.sample_rows(
       x,
       _INIT_ROWS_PER_CODE * max(self.codebook_sizes),
       rng.stream(key, "rows"),
+      split=split,
     )
     latents = gradient_fit.apply_network(
       network, params, rows, method="latents"
@@ -283,6 +294,7 @@ class OPMQ(codebook_training.CodebookOptions):
     *,
     key: jax.Array,
     init: gradient_fit.TrainedState | None = None,
+    mesh: Mesh | None = None,
   ) -> tuple[gradient_fit.TrainedState, base.FitReport]:
     """Trains experts, codebooks and decoder; `init` gives first values.
 
@@ -290,6 +302,7 @@ class OPMQ(codebook_training.CodebookOptions):
       x: float32, one row an item.
       key: Random key.
       init: State of an earlier fit with the same configuration.
+      mesh: Devices that share rows and batches; None for one.
 
     Returns:
       The state; curves hold every loss term by epoch, the orthogonality
@@ -301,15 +314,22 @@ class OPMQ(codebook_training.CodebookOptions):
     started = time.monotonic()
     template = self.abstract_state(x.shape[1])
     base.check_fit(x, self.codebook_sizes, init=init, template=template)
+    split = None if mesh is None else RowSplit(mesh, x.shape[0])
     normalization, rows = gradient_fit.prepare(
-      x, standardize=self.standardize, init=init
+      x, standardize=self.standardize, init=init, split=split
     )
     if init is None:
-      params = self.init_params(rows, key=rng.stream(key, "init"))
+      params = self.init_params(rows, key=rng.stream(key, "init"), split=split)
     else:
       params = jax.tree.map(jnp.array, init.params)  # a copy: it is donated
     outcome = gradient_fit.fit(
-      self, params, self.start_extra(params), rows, key=key, name="OPMQ"
+      self,
+      params,
+      self.start_extra(params),
+      rows,
+      key=key,
+      name="OPMQ",
+      split=split,
     )
     state = gradient_fit.TrainedState(outcome.params, normalization)
     return state, reporting.fit_report(

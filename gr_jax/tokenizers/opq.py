@@ -1,6 +1,7 @@
 """Optimized product quantization: PQ after a learned rotation."""
 
 import dataclasses
+import functools
 import time
 from typing import ClassVar, no_type_check
 
@@ -9,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int32
 
-from gr_jax.core import checks, progress
+from gr_jax.core import checks, nearest, progress, row_split
+from gr_jax.core.row_split import RowSplit
 from gr_jax.tokenizers import base, kmeans, pq, reporting
 
 _HIGHEST = lax.Precision.HIGHEST
@@ -58,8 +61,34 @@ def decode(
   return rotate(state.rotation.T, pq.decode_subspaces(state.codebooks, codes))
 
 
+@functools.partial(jax.jit, static_argnames="split")
+def scatter(
+  x: Float[Array, "N D"], *, split: RowSplit | None = None
+) -> Float[Array, "D D"]:
+  """Returns sum (x - mean) (x - mean)^T.
+
+  Args:
+    x: Rows.
+    split: How they lie on several devices.
+  """
+  num_rows = x.shape[0] if split is None else split.num_rows
+
+  def part(x):
+    mean = row_split.total(split, jnp.sum(x, axis=0)) / num_rows
+    off = x - mean[None, :]
+    if split is not None:
+      off = jnp.where(split.is_row()[:, None], off, 0.0)
+    product = jnp.matmul(off.T, off, precision=_HIGHEST)
+    return row_split.total(split, product)
+
+  return (part if split is None else split.run(part, takes_rows=(True,)))(x)
+
+
 def principal_rotation(
-  x: Float[Array, "N D"], num_subspaces: int
+  x: Float[Array, "N D"],
+  num_subspaces: int,
+  *,
+  split: RowSplit | None = None,
 ) -> Float[Array, "D D"]:
   """Spreads principal directions over sub-spaces of equal variance.
 
@@ -70,13 +99,13 @@ def principal_rotation(
   Args:
     x: Rows.
     num_subspaces: M, dividing D.
+    split: How the rows lie on several devices.
 
   Returns:
     A rotation whose rows are the allotted directions.
   """
-  centered = x - jnp.mean(x, axis=0, keepdims=True)
-  covariance = jnp.matmul(centered.T, centered, precision=_HIGHEST)
-  values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
+  covariance = np.asarray(scatter(x, split=split), np.float64)
+  values, vectors = np.linalg.eigh(covariance)
   order = np.argsort(values)[::-1]
   values, vectors = np.maximum(values[order], 1e-12), vectors[:, order]
   capacity = x.shape[1] // num_subspaces
@@ -96,9 +125,9 @@ def principal_rotation(
   return jnp.asarray(allotted.T, jnp.float32)
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="split")
 def alternate(
-  state: OPQState, x: Float[Array, "N D"]
+  state: OPQState, x: Float[Array, "N D"], *, split: RowSplit | None = None
 ) -> tuple[OPQState, Float[Array, ""]]:
   """One Lloyd update in every sub-space, then the best rotation for it.
 
@@ -108,21 +137,35 @@ def alternate(
   Args:
     state: Before.
     x: Rows.
+    split: How they lie on several devices.
 
   Returns:
     The state after, and the objective sum |x - R^T q(R x)|^2 before.
   """
-  parts = pq.split(rotate(state.rotation, x), len(state.codebooks))
+  run = functools.partial(_alternate, split=split)
+  if split is not None:
+    run = split.run(run, takes_rows=(False, True))
+  return run(state, x)
+
+
+def _alternate(
+  state: OPQState, x: jax.Array, *, split: RowSplit | None
+) -> tuple[OPQState, jax.Array]:
+  """Implements `alternate` on one device's rows."""
+  parts = pq.sub_vectors(rotate(state.rotation, x), len(state.codebooks))
   codebooks, chosen, objective = [], [], jnp.float32(0.0)
   for part, codebook in zip(parts, state.codebooks, strict=True):
-    moved = kmeans.update(kmeans.from_codebook(codebook), part)
+    moved = kmeans.update(kmeans.from_codebook(codebook), part, split=split)
     objective += moved.inertia
     codebooks.append(moved.codebook)
     # The same choice again, moved: each code is now the mean of its rows.
-    codes = pq.nearest.nearest_code(part, codebook)
+    codes = nearest.nearest_code(part, codebook)
     chosen.append(moved.codebook[codes])
   quantized = jnp.concatenate(chosen, axis=-1)  # [N, D]
-  product = jnp.matmul(quantized.T, x, precision=_HIGHEST)  # [D, D]
+  # Rows that fill a part up are zeros and add nothing.
+  product = row_split.total(
+    split, jnp.matmul(quantized.T, x, precision=_HIGHEST)
+  )  # [D, D]
   u, _, vt = jnp.linalg.svd(product, full_matrices=False)
   rotation = jnp.matmul(u, vt, precision=_HIGHEST)
   return OPQState(rotation, tuple(codebooks)), objective
@@ -146,6 +189,7 @@ def fit(
   max_iters: int,
   tol: float,
   init: OPQState | None = None,
+  split: RowSplit | None = None,
 ) -> OPQFit:
   """Alternates k-means and rotation from the better of two starts.
 
@@ -153,50 +197,78 @@ def fit(
   than, and principal directions spread over the sub-spaces.
 
   Args:
-    x: Rows.
+    x: Rows; those of zeros that fill parts up must be zeros still.
     codebook_sizes: K of every sub-space.
     key: Random key.
     num_iters: Alternations.
     max_iters: Lloyd iterations of each start.
     tol: Of each start.
     init: Warm start; replaces both.
+    split: How the rows lie on several devices.
   """
+  spread = (lambda tree: tree) if split is None else split.copy
   starts, revived = [], [0] * len(codebook_sizes)
   if init is None:
     rotations = (
       jnp.eye(x.shape[1]),
-      principal_rotation(x, len(codebook_sizes)),
+      principal_rotation(x, len(codebook_sizes), split=split),
     )
     for rotation in rotations:
       found = pq.fit_subspaces(
-        rotate(rotation, x),
+        rotate(spread(rotation), x),
         codebook_sizes,
         key=key,
         max_iters=max_iters,
         tol=tol,
+        split=split,
       )
-      state = OPQState(rotation, found.codebooks)
-      starts.append((objective(state, x), state, found.revived))
+      state = spread(OPQState(rotation, found.codebooks))
+      starts.append((objective(state, x, split=split), state, found.revived))
     _, state, revived = min(starts, key=lambda start: start[0])
   else:
-    state = init
+    state = spread(init)
   objectives = []
   with progress.bar("OPQ", total=num_iters, unit="iteration") as advance:
     for _ in range(num_iters):
-      state, before = alternate(state, x)
+      state, before = alternate(state, x, split=split)
       objectives.append(float(before))
       advance(1)
-  objectives.append(objective(state, x))
+  objectives.append(objective(state, x, split=split))
+  if split is not None:
+    state = split.whole(state)
   return OPQFit(state, np.array(objectives), revived)
 
 
-def objective(state: OPQState, x: Float[Array, "N D"]) -> float:
-  """Returns sum |x - R^T q(R x)|^2."""
-  parts = pq.split(rotate(state.rotation, x), len(state.codebooks))
-  return sum(
-    float(jnp.sum(pq.nearest.nearest(part, codebook).squared_distance))
-    for part, codebook in zip(parts, state.codebooks, strict=True)
-  )
+def objective(
+  state: OPQState, x: Float[Array, "N D"], *, split: RowSplit | None = None
+) -> float:
+  """Returns sum |x - R^T q(R x)|^2.
+
+  Args:
+    state: Rotation and codebooks.
+    x: Rows.
+    split: How they lie on several devices.
+  """
+  return float(_objective(state, x, split=split))
+
+
+@functools.partial(jax.jit, static_argnames="split")
+def _objective(
+  state: OPQState, x: jax.Array, *, split: RowSplit | None
+) -> jax.Array:
+  def part(state, x):
+    parts = pq.sub_vectors(rotate(state.rotation, x), len(state.codebooks))
+    distance = sum(
+      nearest.nearest(part, codebook).squared_distance
+      for part, codebook in zip(parts, state.codebooks, strict=True)
+    )  # [N]
+    if split is not None:
+      distance = jnp.where(split.is_row(), distance, 0.0)
+    return row_split.total(split, jnp.sum(distance))
+
+  if split is not None:
+    part = split.run(part, takes_rows=(False, True))
+  return part(state, x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +280,7 @@ class OPQ:
   """
 
   hierarchical: ClassVar[bool] = False
+  fits_on_mesh: ClassVar[bool] = True
 
   codebook_sizes: tuple[int, ...] = (256, 256, 256)  # M sub-spaces
   num_iters: int = 50  # alternations
@@ -226,6 +299,7 @@ class OPQ:
     *,
     key: jax.Array,
     init: OPQState | None = None,
+    mesh: Mesh | None = None,
   ) -> tuple[OPQState, base.FitReport]:
     """Fits rotation and codebooks; `init` gives their first values.
 
@@ -233,6 +307,7 @@ class OPQ:
       x: float32, one row an item.
       key: Random key.
       init: State of an earlier fit with the same configuration.
+      mesh: Devices that share the rows; None for one.
 
     Returns:
       The state; curves hold the objective by alternation.
@@ -243,14 +318,16 @@ class OPQ:
     started = time.monotonic()
     template = self.abstract_state(x.shape[1])
     base.check_fit(x, self.codebook_sizes, init=init, template=template)
+    split = None if mesh is None else RowSplit(mesh, x.shape[0])
     found = fit(
-      jnp.asarray(x),
+      jnp.asarray(x) if split is None else split.place(x),
       self.codebook_sizes,
       key=key,
       num_iters=self.num_iters,
       max_iters=self.max_iters,
       tol=self.tol,
       init=init,
+      split=split,
     )
     return found.state, reporting.fit_report(
       self,

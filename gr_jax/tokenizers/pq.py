@@ -1,15 +1,18 @@
 """Product quantization: one k-means per sub-space of the embedding."""
 
 import dataclasses
+import functools
 import time
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.core import checks, nearest, progress
+from gr_jax.core.row_split import RowSplit
 from gr_jax.tokenizers import base, kmeans, reporting
 from gr_jax.tokenizers.residual_kmeans import CodebooksState
 
@@ -41,7 +44,8 @@ def abstract_codebooks(
   )
 
 
-def split(x: Float[Array, "N D"], num_subspaces: int) -> list[jax.Array]:
+@functools.partial(jax.jit, static_argnames="num_subspaces")
+def sub_vectors(x: Float[Array, "N D"], num_subspaces: int) -> list[jax.Array]:
   """Cuts rows into consecutive sub-vectors, [N, D / M] each."""
   return jnp.split(x, num_subspaces, axis=-1)
 
@@ -51,7 +55,7 @@ def encode_subspaces(
   codebooks: tuple[jax.Array, ...], x: Float[Array | np.ndarray, "B D"]
 ) -> Int32[Array, "B L"]:
   """Returns the nearest code of every sub-vector."""
-  parts = split(jnp.asarray(x), len(codebooks))
+  parts = sub_vectors(jnp.asarray(x), len(codebooks))
   return jnp.stack(
     [
       nearest.nearest_code(part, codebook)
@@ -89,6 +93,7 @@ def fit_subspaces(
   max_iters: int,
   tol: float,
   init: tuple[jax.Array, ...] | None = None,
+  split: RowSplit | None = None,
 ) -> SubspaceFit:
   """Fits one k-means per sub-space.
 
@@ -99,9 +104,10 @@ def fit_subspaces(
     max_iters: Most Lloyd iterations.
     tol: Smallest relative fall of inertia that keeps one going.
     init: First codebooks; by default k-means++ seeds.
+    split: How the rows lie on several devices.
   """
   codebooks, curves, revived = [], {}, []
-  parts = split(x, len(codebook_sizes))
+  parts = sub_vectors(x, len(codebook_sizes))
   for level, (part, size) in enumerate(zip(parts, codebook_sizes, strict=True)):
     found = kmeans.fit(
       part,
@@ -110,8 +116,9 @@ def fit_subspaces(
       max_iters=max_iters,
       tol=tol,
       codebook=None if init is None else init[level],
+      split=split,
     )
-    codebooks.append(found.state.codebook)
+    codebooks.append(jnp.asarray(np.asarray(found.state.codebook)))
     inertias = np.asarray(found.inertias)
     curves[f"inertia/level_{level}"] = inertias[: int(found.num_iters)]
     revived.append(int(found.revived))
@@ -127,6 +134,7 @@ class PQ:
   """
 
   hierarchical: ClassVar[bool] = False
+  fits_on_mesh: ClassVar[bool] = True
 
   codebook_sizes: tuple[int, ...] = (256, 256, 256)  # M sub-spaces
   max_iters: int = 100  # Lloyd iterations per sub-space
@@ -144,6 +152,7 @@ class PQ:
     *,
     key: jax.Array,
     init: CodebooksState | None = None,
+    mesh: Mesh | None = None,
   ) -> tuple[CodebooksState, base.FitReport]:
     """Fits every sub-space; `init` gives the first codebooks.
 
@@ -151,6 +160,7 @@ class PQ:
       x: float32, one row an item.
       key: Random key.
       init: State of an earlier fit with the same configuration.
+      mesh: Devices that share the rows; None for one.
 
     Returns:
       The codebooks; curves hold the inertia by iteration of each sub-space.
@@ -161,14 +171,16 @@ class PQ:
     started = time.monotonic()
     template = self.abstract_state(x.shape[1])
     base.check_fit(x, self.codebook_sizes, init=init, template=template)
+    split = None if mesh is None else RowSplit(mesh, x.shape[0])
     with progress.bar("product quantization", total=1, unit="fit") as advance:
       found = fit_subspaces(
-        jnp.asarray(x),
+        jnp.asarray(x) if split is None else split.place(x),
         self.codebook_sizes,
         key=key,
         max_iters=self.max_iters,
         tol=self.tol,
         init=None if init is None else init.codebooks,
+        split=split,
       )
       advance(1)
     state = CodebooksState(found.codebooks)

@@ -2,12 +2,12 @@
 
 import dataclasses
 import time
-from typing import no_type_check
+from typing import ClassVar, no_type_check
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.core import rng
@@ -37,6 +37,8 @@ class Reduced(autoencoder.Autoencoder):
   can stand behind, whose width is then `code_dim`. Needs a row a code.
   """
 
+  fits_on_mesh: ClassVar[bool] = True
+
   quantizer: base.Tokenizer = ResidualKMeans()
 
   @property
@@ -62,6 +64,7 @@ class Reduced(autoencoder.Autoencoder):
     *,
     key: jax.Array,
     init: ReducedState | None = None,
+    mesh: Mesh | None = None,
   ) -> tuple[ReducedState, base.FitReport]:
     """Trains the autoencoder, then fits the quantizer; `init` starts both.
 
@@ -69,6 +72,8 @@ class Reduced(autoencoder.Autoencoder):
       x: float32, one row an item.
       key: Random key.
       init: State of an earlier fit with the same configuration.
+      mesh: Devices that share the rows, of the quantizer if it can; None for
+        one.
 
     Returns:
       The state; curves are those of both parts.
@@ -88,15 +93,20 @@ class Reduced(autoencoder.Autoencoder):
       x,
       key=rng.stream(key, "reducer"),
       init=None if init is None else init.reducer,
+      mesh=mesh,
     )
     z = [
       np.asarray(self.reducer.embed(reducer, x[start : start + _CHUNK]))
       for start in range(0, x.shape[0], _CHUNK)
     ]
+    shared = {}
+    if mesh is not None and getattr(self.quantizer, "fits_on_mesh", False):
+      shared["mesh"] = mesh
     quantizer, second = self.quantizer.fit(
-      jnp.asarray(np.concatenate(z)),
+      np.concatenate(z),
       key=rng.stream(key, "quantizer"),
       init=None if init is None else init.quantizer,
+      **shared,
     )
     state = ReducedState(reducer, quantizer)
     report = reporting.fit_report(

@@ -1,6 +1,7 @@
 """RQ-OPQ: residual k-means levels, then OPQ on what they leave."""
 
 import dataclasses
+import functools
 import time
 from typing import ClassVar, no_type_check
 
@@ -8,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.core import checks, rng
+from gr_jax.core.row_split import RowSplit
 from gr_jax.tokenizers import balanced, base, opq, reporting, residual_kmeans
 from gr_jax.tokenizers.residual_kmeans import CodebooksState
 
@@ -22,6 +25,37 @@ class RQOPQState:
 
   residual: CodebooksState
   opq: opq.OPQState
+
+
+@functools.partial(jax.jit, static_argnames="split")
+def _leave(
+  state: CodebooksState,
+  x: jax.Array,
+  codes: jax.Array,
+  *,
+  split: RowSplit | None = None,
+) -> jax.Array:
+  """Returns what the residual levels leave of rows; zeros stay zeros."""
+
+  def part(state, x, codes):
+    left = x - residual_kmeans.decode_sum(state, codes)
+    if split is not None:
+      left = jnp.where(split.is_row()[:, None], left, 0.0)
+    return left
+
+  if split is not None:
+    part = split.run(part, takes_rows=(False, True, True), gives_rows=True)
+  return part(state, x, codes)
+
+
+def _encode_left(
+  state: opq.OPQState, left: jax.Array, *, split: RowSplit | None
+) -> Int32[np.ndarray, "N M"]:
+  """Returns the sub-space codes of all rows on the host."""
+  if split is None:
+    return np.asarray(opq.encode(state, left))
+  encode = split.run(opq.encode, takes_rows=(False, True), gives_rows=True)
+  return split.to_host(jax.jit(encode)(split.copy(state), left))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +70,7 @@ class RQOPQ:
 
   # The OPQ tokens are parallel to each other, but refine the residual levels.
   hierarchical: ClassVar[bool] = True
+  fits_on_mesh: ClassVar[bool] = True
 
   residual_sizes: tuple[int, ...] = (256, 256)  # K of the L_r levels
   subspace_sizes: tuple[int, ...] = (16, 16)  # K of the M sub-spaces
@@ -71,6 +106,7 @@ class RQOPQ:
     *,
     key: jax.Array,
     init: RQOPQState | None = None,
+    mesh: Mesh | None = None,
   ) -> tuple[RQOPQState, base.FitReport]:
     """Fits the residual levels, then rotation and sub-space codebooks.
 
@@ -78,6 +114,7 @@ class RQOPQ:
       x: float32, one row an item.
       key: Random key.
       init: State of an earlier fit with the same configuration.
+      mesh: Devices that share the rows; None for one.
 
     Returns:
       The state; curves are those of both parts.
@@ -92,9 +129,18 @@ class RQOPQ:
       x,
       key=rng.stream(key, "residual"),
       init=None if init is None else init.residual,
+      mesh=mesh,
     )
-    codes = jnp.asarray(first_report.codes)
-    left = jnp.asarray(x) - residual_kmeans.decode_sum(first, codes)
+    split = None if mesh is None else RowSplit(mesh, x.shape[0])
+    if split is None:
+      left = _leave(first, jnp.asarray(x), jnp.asarray(first_report.codes))
+    else:
+      left = _leave(
+        split.copy(first),
+        split.place(x),
+        split.place(first_report.codes),
+        split=split,
+      )
     second = opq.fit(
       left,
       self.subspace_sizes,
@@ -103,15 +149,16 @@ class RQOPQ:
       max_iters=self.max_iters,
       tol=self.tol,
       init=None if init is None else init.opq,
+      split=split,
     )
     state = RQOPQState(residual=first, opq=second.state)
-    codes = jnp.concatenate([codes, opq.encode(second.state, left)], axis=-1)
+    codes = [first_report.codes, _encode_left(second.state, left, split=split)]
     return state, reporting.fit_report(
       self,
       state,
       x,
       started=started,
-      codes=np.asarray(codes),
+      codes=np.concatenate(codes, axis=-1),
       revived=[*first_report.revived, *second.revived],
       curves={**first_report.curves, "opq_objective": second.objectives},
     )

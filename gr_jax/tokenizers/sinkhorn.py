@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int32
 
-from gr_jax.core import checks, nearest, progress
+from gr_jax.core import checks, nearest, progress, row_split
+from gr_jax.core.row_split import RowSplit
 from gr_jax.tokenizers import base, estimators, kmeans, reporting
 from gr_jax.tokenizers.residual_kmeans import (
   CodebooksState,
@@ -26,11 +28,11 @@ from gr_jax.tokenizers.residual_kmeans import (
   subtract,
 )
 
-_MAX_PLAN = 1 << 31  # entries of an [N, K] plan: 8 GB
+_MAX_PLAN = 1 << 31  # entries of a device's [N, K] plan: 8 GB
 
 
 @functools.partial(
-  jax.jit, static_argnames=("max_iters", "epsilon", "sinkhorn_iters")
+  jax.jit, static_argnames=("max_iters", "epsilon", "sinkhorn_iters", "split")
 )
 def fit_level(
   x: Float[Array, "N D"],
@@ -39,6 +41,7 @@ def fit_level(
   max_iters: int,
   epsilon: float,
   sinkhorn_iters: int,
+  split: RowSplit | None = None,
 ) -> tuple[kmeans.KMeansFit, Int32[Array, " N"]]:
   """Alternates transport and means until no item changes its code.
 
@@ -48,24 +51,49 @@ def fit_level(
     max_iters: Most passes, static.
     epsilon: Strength of the entropy, in mean distances.
     sinkhorn_iters: Normalizations of rows and columns a pass, static.
+    split: How the rows lie on several devices.
 
   Returns:
     The fit, whose codes are means of what they hold (a code that holds
     nothing stays), and every row's code.
   """
+  run = functools.partial(
+    _fit_part,
+    max_iters=max_iters,
+    epsilon=epsilon,
+    sinkhorn_iters=sinkhorn_iters,
+    split=split,
+  )
+  if split is not None:
+    run = split.run(run, takes_rows=(True, False), gives_rows=(False, True))
+  return run(x, centers)
+
+
+def _fit_part(
+  x: jax.Array,
+  centers: jax.Array,
+  *,
+  max_iters: int,
+  epsilon: float,
+  sinkhorn_iters: int,
+  split: RowSplit | None,
+) -> tuple[kmeans.KMeansFit, jax.Array]:
+  """Implements `fit_level` on one device's rows."""
   num_codes = centers.shape[0]
+  real = jnp.ones(x.shape[:1], bool) if split is None else split.is_row()
+  total = functools.partial(row_split.total, split)
 
   def body(carry):
     fit, codes, _ = carry
     distances = nearest.squared_distances(x, fit.state.codebook)  # [N, K]
     found = estimators.sinkhorn_codes(
-      distances, epsilon=epsilon, num_iters=sinkhorn_iters
+      distances, epsilon=epsilon, num_iters=sinkhorn_iters, split=split
     )
-    chosen = jnp.take_along_axis(distances, found[:, None], axis=1)
-    inertia = jnp.sum(chosen)
-    counts = jnp.bincount(found, length=num_codes).astype(jnp.float32)
-    means = kmeans.sum_by_code(found, x, num_codes)
-    means = means / jnp.maximum(counts, 1.0)[:, None]
+    chosen = jnp.take_along_axis(distances, found[:, None], axis=1)[:, 0]
+    inertia = total(jnp.sum(jnp.where(real, chosen, 0.0)))
+    found = jnp.where(real, found, num_codes)  # goes nowhere
+    sums, counts = total(kmeans.sum_and_count(found, x, num_codes))
+    means = sums / jnp.maximum(counts, 1.0)[:, None]
     state = kmeans.KMeansState(
       step=fit.state.step + 1,
       codebook=jnp.where(counts[:, None] > 0, means, fit.state.codebook),
@@ -77,7 +105,8 @@ def fit_level(
       inertias=fit.inertias.at[fit.num_iters].set(inertia),
       num_iters=fit.num_iters + 1,
     )
-    return fit, found, jnp.any(found != codes)
+    changed = jnp.any(found != codes).astype(jnp.int32)
+    return fit, found, total(changed) > 0
 
   start = kmeans.KMeansFit(
     state=kmeans.from_codebook(centers),
@@ -103,6 +132,7 @@ class SinkhornResidualKMeans:
   """
 
   hierarchical: ClassVar[bool] = True
+  fits_on_mesh: ClassVar[bool] = True
 
   codebook_sizes: tuple[int, ...] = (256, 256, 256)
   max_iters: int = 20  # passes per level
@@ -124,6 +154,7 @@ class SinkhornResidualKMeans:
     *,
     key: jax.Array,
     init: CodebooksState | None = None,
+    mesh: Mesh | None = None,
   ) -> tuple[CodebooksState, base.FitReport]:
     """Fits level after level; `init` gives each its first centers.
 
@@ -131,6 +162,7 @@ class SinkhornResidualKMeans:
       x: float32, one row an item.
       key: Random key.
       init: State of an earlier fit with the same configuration.
+      mesh: Devices that share the rows and the plan; None for one.
 
     Returns:
       The codebooks and the assigned codes of the fitted rows in the report.
@@ -141,12 +173,15 @@ class SinkhornResidualKMeans:
     started = time.monotonic()
     template = self.abstract_state(x.shape[1])
     base.check_fit(x, self.codebook_sizes, init=init, template=template)
-    if x.shape[0] * max(self.codebook_sizes) > _MAX_PLAN:
+    split = None if mesh is None else RowSplit(mesh, x.shape[0])
+    num_rows = x.shape[0] if split is None else split.part_size
+    if num_rows * max(self.codebook_sizes) > _MAX_PLAN:
       raise checks.InputError(
-        f"A plan of {x.shape[0]} x {max(self.codebook_sizes)} entries is too "
-        "large; use balanced_residual_kmeans."
+        f"A plan of {num_rows} x {max(self.codebook_sizes)} entries is too "
+        "large for a device; use balanced_residual_kmeans."
       )
-    residual = jnp.array(x)  # a copy: it is donated below
+    # A copy: it is donated below.
+    residual = jnp.array(x) if split is None else split.place(x)
     codebooks, codes, curves = [], [], {}
     total = len(self.codebook_sizes)
     with progress.bar("Sinkhorn k-means", total=total, unit="level") as done:
@@ -155,18 +190,24 @@ class SinkhornResidualKMeans:
           centers = init.codebooks[level]
         else:
           level_key = jax.random.fold_in(key, level)
-          centers = kmeans.init(residual, num_codes=size, key=level_key)
-          centers = centers.codebook
+          centers = kmeans.init(
+            residual, num_codes=size, key=level_key, split=split
+          ).codebook
+        if split is not None:
+          centers = split.copy(centers)
         found, level_codes = fit_level(
           residual,
           centers,
           max_iters=self.max_iters,
           epsilon=self.epsilon,
           sinkhorn_iters=self.sinkhorn_iters,
+          split=split,
         )
         codebook = found.state.codebook
         residual = subtract(residual, codebook, level_codes)
-        codebooks.append(codebook)
+        codebooks.append(jnp.asarray(np.asarray(codebook)))
+        if split is not None:
+          level_codes = split.to_host(level_codes)
         codes.append(np.asarray(level_codes))
         inertias = np.asarray(found.inertias)
         curves[f"inertia/level_{level}"] = inertias[: int(found.num_iters)]

@@ -25,13 +25,18 @@ rng = np.random.default_rng(0)
 centers = 10 * rng.normal(size=(5, 6))
 x = centers[rng.integers(0, 5, 81)] + rng.normal(size=(81, 6))
 short = dict(num_epochs=10, batch_size=32, hidden_dims=(8,), code_dim=4)
+sizes = dict(codebook_sizes=(5, 3))
+residual = TOKENIZERS["residual_kmeans"](**sizes)
 for name, options in {
-  "residual_kmeans": {},
-  "balanced_residual_kmeans": dict(order="random", max_iters=4),
-  "minibatch_residual_kmeans": dict(batch_size=30, num_passes=2),
-  "rq_vae": short,
+  "residual_kmeans": sizes,
+  "balanced_residual_kmeans": sizes | dict(order="random", max_iters=4),
+  "minibatch_residual_kmeans": sizes | dict(batch_size=30, num_passes=2),
+  "sinkhorn_residual_kmeans": sizes | dict(max_iters=3),
+  "rq_opq": dict(residual_sizes=(5,), subspace_sizes=(3, 2), num_iters=3),
+  "rq_vae": sizes | short,
+  "autoencoder": short | dict(quantizer=residual),
 }.items():
-  tokenizer = TOKENIZERS[name](codebook_sizes=(5, 3), **options)
+  tokenizer = TOKENIZERS[name](**options)
   _, report = tokenizer.fit(
     x.astype(np.float32), key=jax.random.key(0), mesh=grid
   )
@@ -67,7 +72,7 @@ def _fits(coordinator, count):
 @pytest.mark.slow
 def test_two_processes_fit_as_one(free_port):
   (want,) = _fits("", 1)
-  assert len(want) == 4
+  assert len(want) == 7
   for got in _fits(f"127.0.0.1:{free_port}", 2):
     for (name, codes, curves), (_, other, expected) in zip(
       got, want, strict=True

@@ -1,5 +1,7 @@
 """Fits with items split over devices give what one device gives."""
 
+from math import prod
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,15 +11,23 @@ from gr_jax.core import mesh as mesh_lib
 from gr_jax.core.row_split import RowSplit
 from gr_jax.tokenizers import (
   balanced,
+  fsq,
   gradient_fit,
   kmeans,
   minibatch,
+  opmq,
+  opq,
+  pq,
+  reduced,
   residual_kmeans,
+  rq_opq,
   rqvae_fit,
   rvq,
+  sinkhorn,
 )
 
-ALL_MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
+# data x model, and x replica.
+ALL_MESHES = [(8, 1), (4, 2), (2, 4), (1, 8), (2, 2, 2)]
 # The others take minutes to compile for.
 MESHES = [
   shape if shape == (8, 1) else pytest.param(shape, marks=pytest.mark.slow)
@@ -26,7 +36,8 @@ MESHES = [
 
 
 def make_mesh(shape):
-  return mesh_lib.make_mesh(jax.devices(), data=shape[0], model=shape[1])
+  axes = dict(zip(("data", "model", "replica"), shape, strict=False))
+  return mesh_lib.make_mesh(jax.devices(), **axes)
 
 
 def clusters(num_rows=203, seed=0):
@@ -49,17 +60,22 @@ def integers(num_rows=203, seed=0):
 
 def assert_same_fit(got, want):
   """States, codes and curves of two fits."""
-  np.testing.assert_array_equal(got[1].codes, want[1].codes)
+  assert_same_report(got[1], want[1])
   for one, other in zip(
     jax.tree.leaves(got[0]), jax.tree.leaves(want[0]), strict=True
   ):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
-  assert got[1].curves.keys() == want[1].curves.keys()
-  for name, curve in got[1].curves.items():
+
+
+def assert_same_report(got, want):
+  """Codes and curves of two fits."""
+  np.testing.assert_array_equal(got.codes, want.codes)
+  assert got.curves.keys() == want.curves.keys()
+  for name, curve in got.curves.items():
     np.testing.assert_allclose(
-      curve, want[1].curves[name], rtol=1e-5, atol=1e-4, err_msg=name
+      curve, want.curves[name], rtol=1e-5, atol=1e-4, err_msg=name
     )
-  assert got[1].revived == want[1].revived
+  assert got.revived == want.revived
 
 
 @pytest.mark.parametrize("shape", ALL_MESHES)
@@ -67,7 +83,7 @@ def test_rows_lie_in_parts_and_come_back(shape):
   split = RowSplit(make_mesh(shape), 11)
   x = np.arange(22, dtype=np.float32).reshape(11, 2) + 1
   placed = split.place(x)
-  assert placed.shape == (shape[0] * split.part_size, 2)
+  assert placed.shape == (shape[0] * prod(shape[2:]) * split.part_size, 2)
   assert {s.data.shape for s in placed.addressable_shards} == {
     (split.part_size, 2)
   }
@@ -166,7 +182,6 @@ def test_the_spread_of_rows(shape):
   ],
 )
 def test_rq_vae(shape, options, key):
-  """Losses to 1e-4 after 30 epochs of rounding, codes exactly."""
   tokenizer = rqvae_fit.RQVAE(
     **{
       "codebook_sizes": (5, 4),
@@ -178,6 +193,11 @@ def test_rq_vae(shape, options, key):
       **options,
     }
   )
+  assert_trains_alike(tokenizer, shape, key)
+
+
+def assert_trains_alike(tokenizer, shape, key):
+  """Losses to 1e-4 after the epochs' rounding, codes exactly."""
   x = clusters()
   state, want = tokenizer.fit(x, key=key)
   other, got = tokenizer.fit(x, key=key, mesh=make_mesh(shape))
@@ -200,3 +220,65 @@ def test_rvq_on_a_mesh(key):
   got = tokenizer.fit(x, key=key, mesh=make_mesh((8, 1)))[1]
   np.testing.assert_array_equal(got.codes, want.codes)
   np.testing.assert_allclose(got.curves["loss"], want.curves["loss"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", MESHES)
+@pytest.mark.parametrize(
+  "tokenizer",
+  [
+    pq.PQ(codebook_sizes=(6, 5)),
+    sinkhorn.SinkhornResidualKMeans(codebook_sizes=(5, 4), max_iters=5),
+  ],
+  ids=lambda tokenizer: type(tokenizer).__name__,
+)
+def test_other_kmeans(tokenizer, shape, key):
+  x = clusters()
+  want = tokenizer.fit(x, key=key)
+  assert_same_fit(tokenizer.fit(x, key=key, mesh=make_mesh(shape)), want)
+
+
+@pytest.mark.parametrize("shape", MESHES)
+@pytest.mark.parametrize(
+  "tokenizer",
+  [
+    # Fits the other inside.
+    rq_opq.RQOPQ(residual_sizes=(5,), subspace_sizes=(4, 3), num_iters=5),
+    pytest.param(
+      opq.OPQ(codebook_sizes=(6, 5), num_iters=5), marks=pytest.mark.slow
+    ),
+  ],
+  ids=lambda tokenizer: type(tokenizer).__name__,
+)
+def test_rotations(tokenizer, shape, key):
+  """Few codes leave some directions free: the rotation is not one alone."""
+  x = clusters()
+  _, want = tokenizer.fit(x, key=key)
+  _, got = tokenizer.fit(x, key=key, mesh=make_mesh(shape))
+  assert_same_report(got, want)
+
+
+SHORT = {"hidden_dims": (16,), "num_epochs": 10, "batch_size": 64}
+
+
+@pytest.mark.parametrize("shape", MESHES)
+@pytest.mark.parametrize(
+  "tokenizer",
+  [
+    fsq.FSQ(num_tokens=2, levels=(3, 2), sub_dim=4, **SHORT),
+    pytest.param(
+      opmq.OPMQ(codebook_sizes=(5, 4), code_dim=4, **SHORT),
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      reduced.ReducedVariational(
+        code_dim=3,
+        quantizer=residual_kmeans.ResidualKMeans(codebook_sizes=(5, 4)),
+        **SHORT,
+      ),
+      marks=pytest.mark.slow,
+    ),
+  ],
+  ids=lambda tokenizer: type(tokenizer).__name__,
+)
+def test_other_networks(tokenizer, shape, key):
+  assert_trains_alike(tokenizer, shape, key)
