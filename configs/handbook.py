@@ -28,13 +28,13 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
   return grids.handbook(
     arg,
     tokenizer=tokenizer.CELLS,
-    history=history.CELLS,
+    history=history.cells(arg),
     collisions=collisions.CELLS,
-    backbone=backbone.CELLS,
+    backbone=backbone.cells(arg),
     decoding=decoding.CELLS,
     shape=shape.CELLS,
     balance=balance.CELLS,
-    hourglass=hourglass.CELLS,
+    hourglass=hourglass.cells(arg),
     codebook=codebook.CELLS,
     embedding=embedding.CELLS,
   )

@@ -12,6 +12,7 @@ from ml_collections import config_dict
 
 from configs import common, quickstart, sasrec
 
+# Cell -> section -> changes.
 Cells = Mapping[str, Mapping[str, Any]]
 _BY_GRADIENT = ("rq_vae", "rvq", "fsq", "opmq")
 
@@ -32,6 +33,22 @@ def base(arg: str) -> config_dict.ConfigDict:
   c.optimizer.warmup_steps = 200
   c.evaluation.batch_size = 1_024
   return c
+
+
+def of_tokens(arg: str, **changes: Any) -> dict[str, Any]:
+  """Returns changes to an encoder-decoder that reads and writes tokens.
+
+  What it takes and networks of items do not (user tokens, IDs of unequal
+  length, one example a user) is compared on it, whatever the base is.
+
+  Args:
+    arg: As of `base`.
+    **changes: Section -> further changes.
+  """
+  c = base(arg if arg in ("smoke", "cpu") else "")
+  model = {**c.model.to_dict(), **changes.pop("model", {})}
+  task = {"augmentation": "prefixes", **changes.pop("task", {})}
+  return {"model": model, "task": task, **changes}
 
 
 def handbook(arg: str, **grids: Cells) -> config_dict.ConfigDict:
@@ -72,11 +89,14 @@ def _shrunk(c: config_dict.ConfigDict, cell: Mapping[str, Any]) -> Cells:
   if tokenizer.get("name") in _BY_GRADIENT:
     tokenizer["num_epochs"] = 4
   if "name" in changes.get("model", {}):
-    same = ("dtype", "emb_dim", "num_heads", "head_dim", "mlp_dim")
-    layers = ("num_encoder_layers", "num_decoder_layers")
-    changes["model"] |= {key: c.model[key] for key in (*same, *layers)}
+    sizes = ("dtype", "emb_dim", "num_heads", "head_dim", "mlp_dim")
+    changes["model"] |= {key: c.model[key] for key in sizes}
   if "dim" in changes.get("embedding", {}):
     changes["embedding"]["dim"] = 16
+  if changes.get("collisions", {}).get("name") in ("knn", "random_last_level"):
+    changes["collisions"]["capacity"] = 4
+  if "remove_top_codes" in changes.get("hourglass", {}):
+    changes["hourglass"]["remove_top_codes"] = 2
   if "retrieval" in changes:
     changes["retrieval"]["num_users"] = 16
   return changes

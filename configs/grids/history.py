@@ -4,22 +4,33 @@ from ml_collections import config_dict
 
 from configs import grids
 
-_TASKS = {
+# Those of published claims come first.
+_OF_TOKENS = {
   "0_user_tokens": {"num_user_buckets": 0},
   "prefixes": {"augmentation": "prefixes"},
-  "20_items": {"max_history": 20},
   "none": {"augmentation": "none"},
   "2000_user_tokens": {"num_user_buckets": 2_000},
-  "5_items": {"max_history": 5},
-  "50_items": {"max_history": 50},
+}
+_LATER = {
   "subsequences": {"augmentation": "subsequences"},
   "8000_user_tokens": {"num_user_buckets": 8_000},
-  "10_items": {"max_history": 10},
   "4000_user_tokens": {"num_user_buckets": 4_000},
 }
-CELLS = {name: {"task": change} for name, change in _TASKS.items()}
+
+
+def cells(arg: str) -> grids.Cells:
+  """Returns the cells; `arg` as of `grids.base`."""
+  lengths = {
+    f"{count}_items": {"task": {"max_history": count}}
+    for count in (20, 5, 50, 10)
+  }
+  first, later = (
+    {name: grids.of_tokens(arg, task=task) for name, task in tasks.items()}
+    for tasks in (_OF_TOKENS, _LATER)
+  )
+  return first | lengths | later
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
   """Returns the handbook of this grid."""
-  return grids.handbook(arg, history=CELLS)
+  return grids.handbook(arg, history=cells(arg))

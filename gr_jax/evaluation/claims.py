@@ -137,6 +137,12 @@ CLAIMS = (
     ("balance", "kmeans_free"),
   ),
   Claim(
+    "Evenly filled codebooks beat free ones (by Sinkhorn's transport).",
+    "motive of Sinkhorn assignment (LC-Rec, SaviorRec)",
+    ("balance", "kmeans_sinkhorn"),
+    ("balance", "kmeans_free"),
+  ),
+  Claim(
     "Dropping the middle level beats keeping it.",
     "Kuai et al. 2024 (arXiv:2407.21488)",
     ("hourglass", "middle_dropped"),

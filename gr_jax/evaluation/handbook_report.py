@@ -102,7 +102,7 @@ def _most(values: Iterable[str]) -> str:
 def grid_table(records: Sequence[Record], grid: str) -> Table:
   """Returns a grid's cells; SASRec and the counted baselines below them.
 
-  Cells that were not run have no row, but SASRec.
+  Cells without a result have no row, but SASRec.
   """
   of_codes = grid in _CODE_GRIDS
   header = [
@@ -114,44 +114,51 @@ def grid_table(records: Sequence[Record], grid: str) -> Table:
     "decoding, users/s",
     "minutes",
   ]
-  rows = []
-  chosen = [
-    r for r in records if r["grid"] == grid and r.get("error") != NOT_RUN
+  rows = [
+    _row(record, of_codes)
+    for record in records
+    if record["grid"] == grid and "metrics" in record
   ]
-  yardstick = [r for r in records if (r["grid"], r["name"]) == _YARDSTICK]
-  for record in chosen + [r for r in yardstick if r["grid"] != grid]:
-    if "error" in record:
-      rows.append([record["name"], record["error"], *[""] * (len(header) - 2)])
-      continue
-    if "metrics" not in record:
-      continue
-    estimates = [
-      metrics.student_interval(np.array(record["metrics"][form][metric]))
-      for form, metric in _COLUMNS
-    ]
-    facts, codes = record["facts"], record["codebook"]
-    rows.append(
-      [
-        record["name"],
-        *map(_estimate, estimates),
-        str(estimates[0].count),
-        f"{codes['collision_rate']:.1%}",
-        *(
-          (f"{codes['entropy']:.2f}", f"{codes['relative MSE']:.3f}")
-          if of_codes
-          else ()
-        ),
-        f"{facts['users_per_second']:,.0f}",
-        f"{record['seconds'] / 60:.1f}",
-      ]
-    )
-  measured = [r for r in (*chosen, *records) if "baselines" in r]
+  for record in records:
+    if (record["grid"], record["name"]) == _YARDSTICK and grid != _YARDSTICK[0]:
+      if "metrics" in record:
+        row = _row(record, of_codes)
+        row[6 : len(row) - 2] = [""] * (len(row) - 8)  # of no codes
+      else:
+        row = [record["name"], _reason(record), *[""] * (len(header) - 2)]
+      rows.append(row)
+  measured = [r for r in records if "baselines" in r]
+  measured.sort(key=lambda record: record["grid"] != grid)
   if measured:
-    for row, forms in measured[0]["baselines"].items():
+    for name, forms in measured[0]["baselines"].items():
       cells = [f"{forms[form][metric]:.4f}" for form, metric in _COLUMNS]
       rest = [""] * (len(header) - 1 - len(cells))
-      rows.append([f"*{report.label(row)}*", *cells, *rest])
+      rows.append([f"*{report.label(name)}*", *cells, *rest])
   return header, rows
+
+
+def _row(record: Record, of_codes: bool) -> list[str]:
+  estimates = [
+    metrics.student_interval(np.array(record["metrics"][form][metric]))
+    for form, metric in _COLUMNS
+  ]
+  facts, codes = record["facts"], record["codebook"]
+  balance = (f"{codes['entropy']:.2f}", f"{codes['relative MSE']:.3f}")
+  return [
+    record["name"],
+    *map(_estimate, estimates),
+    str(estimates[0].count),
+    f"{codes['collision_rate']:.1%}",
+    *(balance if of_codes else ()),
+    f"{facts['users_per_second']:,.0f}",
+    f"{record['seconds'] / 60:.1f}",
+  ]
+
+
+def _reason(record: Record) -> str:
+  """Returns why there is no result, without the exception's name."""
+  text = record["error"]
+  return text if text == NOT_RUN else text.partition(": ")[2] or text
 
 
 def claims_table(data_sets: DataSets) -> Table:
@@ -229,7 +236,7 @@ def markdown(data_sets: DataSets) -> str:
     lines.append("|" + " --- |" * len(header))
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     table = "\n".join(lines) + "\n" if rows else ""
-    parts.append(f"### {title}\n\n{text}\n\n{table}")
+    parts.append("\n\n".join(p for p in (f"### {title}", text, table) if p))
   return "\n".join(part.rstrip() + "\n" for part in parts)
 
 
@@ -237,7 +244,9 @@ def page(data_sets: DataSets) -> str:
   """Returns the same as a self-contained HTML page, with plots."""
   parts = ["<h1>Handbook</h1>"]
   for title, text, (header, rows) in _sections(data_sets):
-    parts.append(f"<h2>{html.escape(title)}</h2><p>{html.escape(text)}</p>")
+    parts.append(f"<h2>{html.escape(title)}</h2>")
+    if text:
+      parts.append(f"<p>{html.escape(text)}</p>")
     if rows:
       head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
       body = "".join(
@@ -261,7 +270,11 @@ def _sections(data_sets: DataSets) -> list[tuple[str, str, Table]]:
     (
       "What was run",
       "Cells with a result; a run that several grids name counts in each, its "
-      "minutes once. All replicas of a cell have the same semantic IDs.",
+      "minutes once. In the tables of grids figures are means ± half of "
+      "Student's 95 % interval over replicas, which share a cell's semantic "
+      "IDs; counted baselines stand in italics. Minutes are from a cell's "
+      "start to its end: stages that it shares with an earlier cell took none, "
+      "cells side by side share the device.",
       run_table(data_sets),
     ),
     (
@@ -269,8 +282,8 @@ def _sections(data_sets: DataSets) -> list[tuple[str, str, Table]]:
       f"{_METRIC}, nothing removed from the ranking: means over replicas and "
       "the 95 % interval of their difference (Welch). Held: the interval lies "
       "on the claimed side of 0; of claims that two are level, within "
-      f"{claims.LEVEL_MARGIN:.0%} of the second. Depends: the interval does "
-      "not decide, or data sets disagree.",
+      f"{100 * claims.LEVEL_MARGIN:.0f} % of the second. Depends: the interval "
+      "does not decide, or data sets disagree.",
       claims_table(data_sets),
     ),
     (
@@ -291,16 +304,17 @@ def _grid_sections(
 ) -> list[tuple[str, str, Table]]:
   own = [r for r in records if r["grid"] == grid]
   absent = [r["name"] for r in own if r.get("error") == NOT_RUN]
-  missing = f"Not run: {', '.join(absent)}." if absent else ""
-  title = f"{data_set}: {grid}"
-  if len(absent) == len(own):
-    return [(title, missing, ((), ()))]
-  text = (
-    "Means ± half of Student's 95 % interval over replicas; baselines in "
-    "italics. Minutes are of the cell's own work: stages that it shares with "
-    "an earlier cell took none. "
+  text = "".join(
+    f"Failed: {r['name']}: {_reason(r).rstrip('.')}. "
+    for r in own
+    if r.get("error", NOT_RUN) != NOT_RUN
   )
-  sections = [(title, (text + missing).strip(), grid_table(records, grid))]
+  text += f"Not run: {', '.join(absent)}." if absent else ""
+  title = f"{data_set}: {grid}"
+  table = (
+    grid_table(records, grid) if any("metrics" in r for r in own) else None
+  )
+  sections = [(title, text.strip(), table or ((), ()))]
   for record in own:
     if "retrieval" in record:
       found = record["retrieval"]
