@@ -7,6 +7,7 @@ A record is one cell's result on one data set:
   settings       section -> key -> value
   device         what it ran on
   seconds        how long it took
+  alone          whether no other cell ran beside it; else times say little
   facts          number of parameters, users decoded a second and the like
   metrics        form -> metric -> a value a replica, over all test users
   baselines      row -> form -> metric -> value
@@ -150,7 +151,7 @@ def _row(record: Record, of_codes: bool) -> list[str]:
     str(estimates[0].count),
     f"{codes['collision_rate']:.1%}",
     *(balance if of_codes else ()),
-    f"{facts['users_per_second']:,.0f}",
+    f"{facts['users_per_second']:,.0f}" if record["alone"] else "",
     f"{record['seconds'] / 60:.1f}",
   ]
 
@@ -274,7 +275,8 @@ def _sections(data_sets: DataSets) -> list[tuple[str, str, Table]]:
       "Student's 95 % interval over replicas, which share a cell's semantic "
       "IDs; counted baselines stand in italics. Minutes are from a cell's "
       "start to its end: stages that it shares with an earlier cell took none, "
-      "cells side by side share the device.",
+      "cells side by side share the device. Decoding's speed is given for "
+      "cells that had it alone.",
       run_table(data_sets),
     ),
     (
@@ -325,6 +327,8 @@ def _grid_sections(
       ]
       heading = retrieval_report.title(found["num_users"], found["device"])
       text = f"{heading}. One generator, its best replica on validation."
+      if not record["alone"]:
+        text += " Times are of a device shared with other cells."
       sections.append((f"{title}, {record['name']}", text, (header, rows)))
   return sections
 

@@ -159,38 +159,37 @@ def run(
   }
   if options.docs:
     _split_document(options.docs)
+  shared = handbook_cell.Shared(workdir.root)
   if not options.report_only:
-    _check_data(handbook, workdir.root)
+    _check_data(handbook, shared)
   workdir.write_config(handbook)
   try:
     if not options.report_only:
-      run_cells(chosen, workdir.root, options)
+      run_cells(chosen, shared, options)
   finally:
     _report(handbook, workdir.root, others, options.docs)
 
 
 def run_cells(
   cells: Sequence[Cell],
-  root: pathlib.Path,
-  options: HandbookOptions | None = None,
+  shared: handbook_cell.Shared,
+  options: HandbookOptions,
 ) -> None:
   """Runs every cell that has no result yet; a failure stops no other cell.
 
-  Results lie in `root/cells/KEY.json`, failures in `KEY.failed`; the same
-  call later keeps the results and tries the failures again.
+  Results lie in `cells/KEY.json`, failures in `KEY.failed`; the same call
+  later keeps the results and tries the failures again.
 
   Args:
     cells: Of different settings, in the order to run them in.
-    root: Where to.
+    shared: Where to, and what they share.
     options: How many at once, and for how long.
 
   Raises:
     Stopped: On SIGTERM or SIGINT, after the running cells' checkpoints.
   """
-  options = options or HandbookOptions()
   deadline = time.monotonic() + 60 * options.minutes
-  waiting = [c for c in cells if not _result_path(root, c.key).is_file()]
-  shared = handbook_cell.Shared(root)
+  waiting = [c for c in cells if not _result_path(shared.root, c.key).is_file()]
   with (
     preemption.watch() as stop_requested,
     progress.bar(
@@ -205,7 +204,7 @@ def run_cells(
       """Runs a cell unless it is too late."""
       late = options.minutes and time.monotonic() > deadline
       if not late and not stop_requested():
-        _attempt(cell, shared, stop_requested)
+        _attempt(cell, shared, stop_requested, alone=options.at_once == 1)
 
     if options.at_once == 1:
       for cell in waiting:
@@ -247,6 +246,8 @@ def _attempt(
   cell: Cell,
   shared: handbook_cell.Shared,
   stop_requested: Callable[[], bool],
+  *,
+  alone: bool,
 ) -> None:
   started, label = time.monotonic(), f"{cell.grid}/{cell.name}"
   logging.info("Cell %s", label)
@@ -261,7 +262,7 @@ def _attempt(
     failed.write_text(traceback.format_exc())
     logging.error("Cell %s failed: %s", label, error)
     return
-  result["seconds"] = time.monotonic() - started
+  result |= {"seconds": time.monotonic() - started, "alone": alone}
   draft = path.with_suffix(".part")
   draft.write_text(json.dumps(result, indent=1) + "\n")
   draft.rename(path)
@@ -317,13 +318,13 @@ def _read_other(folder: str) -> list[dict[str, Any]]:
   return json.loads(path.read_text())
 
 
-def _check_data(handbook: HandbookConfig, root: pathlib.Path) -> None:
+def _check_data(handbook: HandbookConfig, shared: handbook_cell.Shared) -> None:
   """Refuses data other than those of the results that are there.
 
   Raises:
     InputError: Of the data set, too.
   """
-  shared, hashes = handbook_cell.Shared(root), {}
+  root, hashes = shared.root, {}
   for cell in handbook.cells:
     key = handbook_cell.stage_key(cell.config, "dataset")
     if key not in hashes:

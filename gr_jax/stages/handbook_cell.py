@@ -132,7 +132,7 @@ class Shared:
   @contextlib.contextmanager
   def alone_with(self, kind: str, config: RunConfig) -> Iterator[str]:
     """Keeps others from the stage of this config; yields its key."""
-    key = stage_key(config, kind)
+    key = stage_key(config, _BESIDE.get(kind, kind))
     with self._guard:
       lock = self._locks.setdefault(f"{kind}/{key}", threading.Lock())
     with lock:
@@ -195,7 +195,7 @@ def measure(
     _train(config, workdir, stop_requested)
   _check(stop_requested)
   stored = prepare.load_data(workdir)
-  with shared.alone_with("sids", config):
+  with shared.alone_with("trie", config):
     tries.load(workdir, live_catalog.load(workdir, stored))
   trained = workdir.load("generator")
   record = {
@@ -214,7 +214,7 @@ def measure(
   if cell.retrieval is not None:
     found = retrieval_stage.measure(config, workdir, cell.retrieval)
     return record | {"retrieval": dataclasses.asdict(found)}
-  with shared.alone_with("embeddings", config):  # of the baselines
+  with shared.alone_with("baselines", config):
     _rank_by_baselines(config, workdir, stored)
   return record | _quality(config, workdir, record["facts"])
 

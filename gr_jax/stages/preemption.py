@@ -3,11 +3,13 @@
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from absl import logging
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SAME_SECONDS = 1.0
 
 
 class Stopped(Exception):
@@ -18,8 +20,9 @@ class Stopped(Exception):
 def watch() -> Iterator[Callable[[], bool]]:
   """Turns the first SIGTERM or SIGINT of a block into a request to stop.
 
-  A second one has its usual effect. Outside the main thread, where Python
-  delivers no signals, nothing is watched.
+  A later one has its usual effect; within a second it counts as the same, for
+  `timeout` and others signal a process and its group. Outside the main thread,
+  where Python delivers no signals, nothing is watched.
 
   Yields:
     A function that says whether a stop was requested.
@@ -35,9 +38,16 @@ def watch() -> Iterator[Callable[[], bool]]:
       signal.signal(number, handler)
 
   def request(number: int, _) -> None:
-    restore()
-    logging.info("%s: stopping soon.", signal.Signals(number).name)
-    requested.set()
+    nonlocal asked
+    if not requested.is_set():
+      asked = time.monotonic()
+      logging.info("%s: stopping soon.", signal.Signals(number).name)
+      requested.set()
+    elif time.monotonic() - asked > _SAME_SECONDS:
+      restore()
+      signal.raise_signal(number)
+
+  asked = 0.0
 
   for number in _SIGNALS:
     signal.signal(number, request)

@@ -30,6 +30,7 @@ def _record(grid, name, values, *, collision_rate=0.1):
     },
     "device": "cpu",
     "seconds": 90.0,
+    "alone": grid != "tokenizer",
   }
 
 
@@ -54,6 +55,11 @@ def test_grid_table():
   assert rows[0][5:] == ["3", "10.0%", "5.50", "0.250", "1,234", "1.5"]
   assert rows[2][:2] == ["sasrec", "not run"]
   assert rows[3][1] == "0.0114"
+
+
+def test_speed_stands_where_the_device_was_not_shared():
+  header, rows = handbook_report.grid_table(_records(), "tokenizer")
+  assert dict(zip(header, rows[0], strict=True))["decoding, users/s"] == ""
 
 
 def test_what_was_run():
@@ -84,6 +90,7 @@ def test_retrieval_has_a_table_of_its_own():
     "grid": "shape",
     "name": "beside",
     "seconds": 1.0,
+    "alone": False,
     "settings": _records()[0]["settings"],
     "facts": {"num_parameters": 5_000},
     "device": "cpu",
@@ -96,6 +103,7 @@ def test_retrieval_has_a_table_of_its_own():
   data_sets = {"beauty": [*_records(), record]}
   text = handbook_report.markdown(data_sets)
   assert "### beauty: shape, beside" in text
+  assert "shared with other cells" in text
   assert "| semantic IDs, exact | 0.5000 |" in text
   header, rows = handbook_report.grid_table(data_sets["beauty"], "shape")
   assert "beside" not in [row[0] for row in rows]
