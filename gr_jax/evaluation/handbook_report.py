@@ -149,7 +149,7 @@ def _row(record: Record, of_codes: bool) -> list[str]:
     record["name"],
     *map(_estimate, estimates),
     str(estimates[0].count),
-    f"{codes['collision_rate']:.1%}",
+    f"{codes['collision rate']:.1%}",
     *(balance if of_codes else ()),
     f"{facts['users_per_second']:,.0f}" if record["alone"] else "",
     f"{record['seconds'] / 60:.1f}",
@@ -229,6 +229,28 @@ def correlation_table(data_sets: DataSets) -> Table:
   return header, rows
 
 
+def predictors(data_sets: DataSets) -> str:
+  """Says which measures' correlations are more than chance among so many."""
+  sentences = []
+  for name, records in data_sets.items():
+    measures, target = correlation_points(records)
+    found = {m: claims.rank_correlation(v, target) for m, v in measures.items()}
+    found = {m: pair for m, pair in found.items() if not np.isnan(pair[0])}
+    if not found:
+      continue
+    limit = 0.05 / len(found)
+    passed = sorted(
+      (p, f"{measure} (rho {rho:+.2f})")
+      for measure, (rho, p) in found.items()
+      if p < limit
+    )
+    what = ", ".join(text for _, text in passed) or "none of them"
+    sentences.append(
+      f"On {name}, with p below .05 / {len(found)} (Bonferroni): {what}."
+    )
+  return " ".join(sentences)
+
+
 def markdown(data_sets: DataSets) -> str:
   """Returns what was run, claims, correlations and every grid as Markdown."""
   parts = []
@@ -291,7 +313,7 @@ def _sections(data_sets: DataSets) -> list[tuple[str, str, Table]]:
     (
       _PREDICTS,
       f"Spearman's rank correlation of codebook measures with {_TARGET} over "
-      "the cells that differ in their codes.",
+      f"the cells that differ in their codes. {predictors(data_sets)}".strip(),
       correlation_table(data_sets),
     ),
   ]

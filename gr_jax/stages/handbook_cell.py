@@ -287,7 +287,7 @@ def _codebook(config: RunConfig, workdir: Workdir) -> dict[str, float]:
     "entropy": np.mean([level["entropy"] for level in levels]),
     "Gini": np.mean([level["gini"] for level in levels]),
     "top share": max(level["top_share"] for level in levels),
-    "collision_rate": found["ids"]["collision_rate"],
+    "collision rate": found["ids"]["collision_rate"],
     "independent coding rate": found["ids"]["independent_coding_rate"],
     "largest bucket": found["ids"]["largest_bucket"],
     "relative MSE": found["reconstruction"]["relative_mse"],

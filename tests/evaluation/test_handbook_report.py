@@ -17,7 +17,7 @@ def _record(grid, name, values, *, collision_rate=0.1):
       )
     },
     "codebook": {
-      "collision_rate": collision_rate,
+      "collision rate": collision_rate,
       "utilization": 1.0,
       "entropy": 5.5,
       "relative MSE": 0.25,
@@ -134,12 +134,26 @@ def test_claims_find_their_cells():
 
 def test_correlation_counts_equal_codes_once():
   measures, target = handbook_report.correlation_points(_records())
-  assert measures["collision_rate"] == [0.1, 0.2, 0.15]
+  assert measures["collision rate"] == [0.1, 0.2, 0.15]
   np.testing.assert_allclose(target, [0.061, 0.051, 0.056])
   _, rows = handbook_report.correlation_table({"beauty": _records()})
   by_measure = dict(rows)
-  assert by_measure["collision_rate"] == "-1.00 (0.000, 3)"
+  assert by_measure["collision rate"] == "-1.00 (0.000, 3)"
   assert by_measure["utilization"] == "–"
+
+
+def test_what_predicts_is_said_in_words():
+  text = handbook_report.predictors({"beauty": _records()})
+  # Three of the four do not vary.
+  assert text == (
+    "On beauty, with p below .05 / 1 (Bonferroni): collision rate (rho -1.00)."
+  )
+  noise = [
+    _record("shape", str(n), [v], collision_rate=n / 10)
+    for n, v in enumerate((0.05, 0.07, 0.06, 0.055))
+  ]
+  assert "none of them" in handbook_report.predictors({"beauty": noise})
+  assert handbook_report.predictors({"beauty": []}) == ""
 
 
 def test_both_forms_hold_every_cell():
