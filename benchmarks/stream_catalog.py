@@ -9,8 +9,9 @@ level, codes of all items into shards, the report of the fit. Later reads come
 from the system's cache where memory has room; only `read` says how fast the
 disk is. `compile` is a run over the first shard.
 
-Prints seconds, GB/s of rows and items/s by part, and peaks of memory: of the
-process without mapped files (sampled), and of JAX on its device.
+Prints seconds, GB/s of rows, items/s and the process's highest memory without
+mapped files (sampled) by part, and JAX's on its device. The first `compile`
+holds the runtime, the compiler and one shard.
 """
 
 import argparse
@@ -40,13 +41,11 @@ class PeakMemory:
   """Highest resident memory of this process, mapped files left out."""
 
   def __init__(self) -> None:
-    """Starts to look, twenty times a second."""
-    self.most = self.now()
-    self._stop = threading.Event()
+    """Looks twenty times a second from now on."""
+    self._most = self._now()
     threading.Thread(target=self._watch, daemon=True).start()
 
-  @staticmethod
-  def now() -> int:
+  def _now(self) -> int:
     """Returns bytes of anonymous memory."""
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
       if line.startswith("RssAnon:"):
@@ -54,13 +53,14 @@ class PeakMemory:
     return 0
 
   def _watch(self) -> None:
-    while not self._stop.wait(0.05):
-      self.most = max(self.most, self.now())
+    while True:
+      self._most = max(self._most, self._now())
+      time.sleep(0.05)
 
-  def stop(self) -> int:
-    """Returns the highest so far."""
-    self._stop.set()
-    return max(self.most, self.now())
+  def restart(self) -> int:
+    """Returns the highest since the last call."""
+    most, self._most = max(self._most, self._now()), 0
+    return most
 
 
 def write_shards(folder: pathlib.Path, num_items: int, dim: int) -> None:
@@ -119,16 +119,18 @@ class Timer:
     """Starts with none."""
     self.num_items, self.num_bytes = num_items, num_items * dim * 4
     self.parts: dict[str, dict[str, float]] = {}
+    self._memory = PeakMemory()
 
   def __call__(
     self, name: str, work: Callable[[], Any], *, passes: int = 1
   ) -> Any:
     """Runs a part that goes over all rows `passes` times; 0 for another."""
+    self._memory.restart()
     start = time.perf_counter()
     result = work()
     seconds = time.perf_counter() - start
-    row = {"seconds": seconds}
-    text = f"{name:28} {seconds:7.2f} s"
+    row = {"seconds": seconds, "host_bytes": self._memory.restart()}
+    text = f"{name:20} {seconds:7.2f} s {row['host_bytes'] / 1e9:6.2f} GB held"
     if passes:
       row["gb_per_second"] = passes * self.num_bytes / seconds / 1e9
       row["items_per_second"] = passes * self.num_items / seconds
@@ -192,13 +194,9 @@ def run(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
     f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
     flush=True,
   )
-  memory = PeakMemory()
   timed("write", lambda: write_shards(folder, args.num_items, args.dim))
   timed("read", lambda: read_once(folder))
-  peaks = {"while_writing": memory.stop()}
-  before = PeakMemory.now()
   shards = open_shards(folder)
-  memory = PeakMemory()
   timed("check", lambda: minibatch.check_shards(shards, args.codes[0][0]))
   quality = {}
   for sizes in args.codes:
@@ -206,12 +204,9 @@ def run(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
       print(f"{len(sizes)} x {sizes[0]}: no time left")
       break
     quality[f"{len(sizes)} x {sizes[0]}"] = stream(timed, shards, folder, sizes)
-  peaks |= {"before_streaming": before, "while_streaming": memory.stop()}
-  device = jax.devices()[0].memory_stats() or {}
-  peaks["device"] = device.get("peak_bytes_in_use")
-  for name, size in peaks.items():
-    text = "not known" if size is None else f"{size / 1e9:.2f} GB"
-    print(f"peak memory, {name.replace('_', ' '):18} {text}")
+  device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+  text = "not known" if device is None else f"{device / 1e9:.2f} GB"
+  print(f"peak memory of the device: {text}")
   for name, figures in quality.items():
     print(name, {k: round(v, 4) for k, v in figures.items()})
   return {
@@ -220,7 +215,7 @@ def run(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
     "device": jax.devices()[0].device_kind,
     "jax": jax.__version__,
     "parts": timed.parts,
-    "memory_bytes": peaks,
+    "device_bytes": device,
     "quality": quality,
     "seconds": time.perf_counter() - started,
   }

@@ -37,5 +37,5 @@ def test_a_small_catalog_streams(tmp_path):
     "2 x 16: report",
   }
   assert 0 < result["quality"]["2 x 16"]["relative_mse"] < 1
-  assert result["memory_bytes"]["while_streaming"] > 0
+  assert result["parts"]["2 x 16: fit"]["host_bytes"] > 0
   assert sorted(path.name for path in tmp_path.iterdir()) == ["stream.json"]
