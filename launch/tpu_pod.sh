@@ -65,9 +65,10 @@ attribute() {
     \"http://metadata.google.internal/computeMetadata/v1/instance/attributes/\$1\"
 }
 endpoints=\$(attribute worker-network-endpoints)
-export GR_JAX_PROCESS_ID=\$(attribute agent-worker-number)
-export GR_JAX_NUM_PROCESSES=\$(tr ',' '\\n' <<<\"\$endpoints\" | wc -l)
-export GR_JAX_COORDINATOR=\$(cut -d, -f1 <<<\"\$endpoints\" | cut -d: -f3):$port
+GR_JAX_PROCESS_ID=\$(attribute agent-worker-number)
+GR_JAX_NUM_PROCESSES=\$(tr ',' '\\n' <<<\"\$endpoints\" | wc -l)
+GR_JAX_COORDINATOR=\$(cut -d, -f1 <<<\"\$endpoints\" | cut -d: -f3):$port
+export GR_JAX_PROCESS_ID GR_JAX_NUM_PROCESSES GR_JAX_COORDINATOR
 cd gr_jax
 python3 -m venv .venv
 .venv/bin/pip install -q -e '.[tpu]'

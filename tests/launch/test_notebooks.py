@@ -24,9 +24,9 @@ def test_outputs_are_stripped_and_code_compiles(path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_runs_from_top_to_bottom(path, monkeypatch):
-  nbformat = pytest.importorskip("nbformat", reason="pip install nbclient")
-  nbclient = pytest.importorskip("nbclient", reason="pip install nbclient")
-  pytest.importorskip("ipykernel", reason="pip install ipykernel")
+  import nbclient
+  import nbformat
+
   monkeypatch.setenv("GR_JAX_NOTEBOOK_SIZE", "smoke")
   monkeypatch.setenv("XLA_FLAGS", "")
   monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=":")

