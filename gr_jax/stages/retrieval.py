@@ -336,9 +336,17 @@ def _write(workdir, found, options):
     retrieval_report.markdown(found.rows, title)
   )
   table = rich.table.Table(title=title, title_justify="left")
-  table.add_column("", no_wrap=True)
-  for name in retrieval_report.COLUMNS.values():
-    table.add_column(name, justify="right")
-  for name, values in found.rows.items():
-    table.add_row(name, *retrieval_report.cells(values))
+  cells = {
+    name: retrieval_report.cells(values) for name, values in found.rows.items()
+  }
+  table.add_column("")
+  columns = zip(*cells.values(), strict=True)
+  for name, column in zip(
+    retrieval_report.COLUMNS.values(), columns, strict=True
+  ):
+    # In a narrow terminal names wrap; figures keep their digits.
+    width = max(map(len, (*column, *name.split())))
+    table.add_column(name, justify="right", width=width)
+  for name, row in cells.items():
+    table.add_row(name, *row)
   rich.console.Console().print(table)

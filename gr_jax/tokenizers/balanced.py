@@ -33,7 +33,6 @@ from gr_jax.tokenizers.residual_kmeans import (
 
 ORDERS = ("given", "random", "demand")
 _FEW_ROWS = 4096
-_ROWS_PER_STAGE = 1 << 14
 
 
 def capacities(num_rows: int, num_codes: int) -> np.ndarray:
@@ -102,9 +101,7 @@ def balanced_assign(
   if windows is None:
     if x.shape[0] < _FEW_ROWS:
       return assign_by_counting(x, centers, counts, order)
-    # Every stage is compiled anew: few rows are not worth it.
-    stages = min(4, 1 + x.shape[0] // _ROWS_PER_STAGE)
-    windows = serial_choice.Windows(stages=stages)
+    windows = serial_choice.suited(x.shape[0], centers.shape[0])
   return serial_choice.choose(x, centers, counts, order, windows=windows).codes
 
 
@@ -209,7 +206,7 @@ def _fit_part(
       centers,
       counts,
       whose,
-      windows=windows or serial_choice.Windows(),
+      windows=windows or serial_choice.suited(num_rows, num_codes),
       axis=split.axes,
     ).codes
 

@@ -17,7 +17,8 @@ from gr_jax.core.row_split import RowSplit
 
 # Seeds are drawn from at most this many rows per code, chosen at random.
 SEED_ROWS_PER_CODE = 64
-_FEW_CODES = 1024  # up to so many are summed by one-hot matmuls
+_FEW_CODES = 1024  # up to so many are summed by one-hot matmuls on TPUs
+_COPIED_CODES = 4096  # codes times copies of their sums on GPUs
 
 
 @no_type_check  # leaves may be shapes, or anything in a tree.map
@@ -191,19 +192,41 @@ def sum_by_code(
 ) -> Float[Array, "K D"]:
   """Sums the rows of every code in float32.
 
-  Few codes serialize a scatter-add; many make the one-hot matmul the larger
-  cost.
+  A scatter-add on CPUs and NVIDIA GPUs, where its last bits may differ from
+  run to run. Elsewhere few codes would serialize it: up to 1,024 are summed by
+  a one-hot matmul.
 
   Args:
-    codes: Code of every row.
+    codes: Code of every row; any outside [0, K) goes nowhere.
     x: Rows.
     num_codes: K, static.
   """
-  if num_codes > _FEW_CODES:
-    return lookup.scatter_sum(codes, x, num_rows=num_codes)
-  return lookup.sum_by_id(
-    codes, x, num_rows=num_codes, precision=lax.Precision.HIGHEST
+  few = num_codes <= _FEW_CODES
+  scatter = functools.partial(lookup.scatter_sum, num_rows=num_codes)
+  matmul = functools.partial(
+    lookup.one_hot_sum, num_rows=num_codes, precision=lax.Precision.HIGHEST
   )
+  return lax.platform_dependent(
+    codes,
+    x,
+    cpu=scatter,
+    cuda=functools.partial(_sum_in_copies, num_codes=num_codes),
+    default=matmul if few else scatter,
+  )
+
+
+def _sum_in_copies(codes: jax.Array, x: jax.Array, num_codes: int) -> jax.Array:
+  """A scatter-add to several copies of the sums, which are added up.
+
+  Neighboring rows go to different copies: few codes, or rows in the order of
+  their codes, do not wait for each other.
+  """
+  copies = max(1, _COPIED_CODES // num_codes)
+  copy = jnp.arange(x.shape[0], dtype=jnp.int32) % copies
+  is_code = (codes >= 0) & (codes < num_codes)
+  place = jnp.where(is_code, codes + num_codes * copy, -1)
+  sums = lookup.scatter_sum(place, x, num_rows=num_codes * copies)
+  return jnp.sum(sums.reshape(copies, num_codes, x.shape[1]), axis=0)
 
 
 def sum_and_count(
@@ -219,20 +242,26 @@ def sum_and_count(
   Returns:
     Sums as of `sum_by_code`, and counts as float32, exact below 2^24.
   """
+  sum_up = functools.partial(sum_by_code, num_codes=num_codes)
+
+  def ones(x):
+    return jnp.ones((x.shape[0], 1), x.dtype)
 
   def apart(codes, x):
-    counts = jnp.bincount(codes, length=num_codes).astype(jnp.float32)
-    return sum_by_code(codes, x, num_codes), counts
+    return sum_up(codes, x), sum_up(codes, ones(x))[:, 0]
 
   def together(codes, x):
-    # A column of ones counts: adding up integers would serialize.
-    ones = jnp.ones((x.shape[0], 1), x.dtype)
-    sums = sum_by_code(codes, jnp.concatenate([x, ones], axis=1), num_codes)
+    # One matmul for both: a column of ones counts.
+    sums = sum_up(codes, jnp.concatenate([x, ones(x)], axis=1))
     return sums[:, :-1], sums[:, -1]
 
-  if num_codes > _FEW_CODES:
-    return apart(codes, x)
-  return lax.platform_dependent(codes, x, cpu=apart, default=together)
+  return lax.platform_dependent(
+    codes,
+    x,
+    cpu=apart,
+    cuda=apart,
+    default=together if num_codes <= _FEW_CODES else apart,
+  )
 
 
 def measure(
@@ -241,7 +270,7 @@ def measure(
   split: RowSplit | None = None,
   *,
   precision: str = "float32",
-  fused: bool = False,
+  fused: bool = True,
 ) -> Assigned:
   """Assigns every row to its nearest code and sums up; see `Assigned`."""
   num_codes = codebook.shape[0]
@@ -283,7 +312,7 @@ def update(
   state: KMeansState,
   x: Float[Array, "N D"],
   precision: str = "float32",
-  fused: bool = False,
+  fused: bool = True,
   split: RowSplit | None = None,
 ) -> KMeansState:
   """Assigns every row, then moves each code to the mean of its rows.
@@ -338,7 +367,7 @@ def lloyd(
   max_iters: int,
   tol: float | jax.Array,
   precision: str = "float32",
-  fused: bool = False,
+  fused: bool = True,
   split: RowSplit | None = None,
 ) -> KMeansFit:
   """Runs Lloyd updates until inertia settles, in one dispatch.
@@ -431,7 +460,7 @@ def fit(
   tol: float = 1e-4,
   codebook: Float[Array, "K D"] | None = None,
   precision: str = "float32",
-  fused: bool = False,
+  fused: bool = True,
   split: RowSplit | None = None,
 ) -> KMeansFit:
   """Fits one codebook by Lloyd's algorithm.

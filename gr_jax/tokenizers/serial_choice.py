@@ -35,6 +35,8 @@ _NOBODY = np.int32(2**31 - 1)
 _FAR = np.float32(1e38)  # beyond every squared distance
 _NORM_PARTS = 3  # bfloat16 numbers whose sum is a float32
 _MATMUL_ELEMENTS = 5 << 28  # of one [clusters, N] matmul: 5 GB
+_MANY_CODES = 2048
+_ROWS_PER_STAGE = 1 << 14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,16 @@ class Windows:
         "Want reach >= 0, sample >= 1 and stages >= 1; got "
         f"{self.reach=}, {self.sample=}, {self.stages=}."
       )
+
+
+def suited(num_rows: int, num_codes: int) -> Windows:
+  """Returns windows for a size; measured in docs/balanced_kmeans.md."""
+  return Windows(
+    # Many clusters make many windows, each of many dependent kernels.
+    window=64 if num_codes >= _MANY_CODES else 32,
+    # Every stage is compiled anew: few rows are not worth it.
+    stages=min(4, 1 + num_rows // _ROWS_PER_STAGE),
+  )
 
 
 @no_type_check  # leaves may be shapes, or anything in a tree.map
