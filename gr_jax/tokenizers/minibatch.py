@@ -3,17 +3,19 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.core import checks, nearest, progress, rng
+from gr_jax.core import mesh as mesh_lib
 from gr_jax.core.row_split import RowSplit
 from gr_jax.tokenizers import base, kmeans, reporting
 from gr_jax.tokenizers.residual_kmeans import (
@@ -82,24 +84,6 @@ def _update(
   )
 
 
-def _step(
-  state: kmeans.KMeansState,
-  batch: np.ndarray | jax.Array,
-  earlier: tuple[jax.Array, ...],
-  mesh: Mesh | None,
-) -> kmeans.KMeansState:
-  """Puts a batch on the devices and updates."""
-  if mesh is None:
-    return update(state, batch, earlier=earlier)
-  split = RowSplit(mesh, len(batch))
-  return update(
-    split.copy(state),
-    split.place(batch),
-    earlier=earlier,
-    split=split,
-  )
-
-
 @jax.jit
 def residuals(
   earlier: tuple[jax.Array, ...], x: Float[Array | np.ndarray, "B D"]
@@ -115,9 +99,7 @@ def read_batches(
   shards: Sequence[np.ndarray],
   batch_size: int,
   generator: np.random.Generator,
-  *,
-  on_device: bool = False,
-) -> Iterator[np.ndarray | jax.Array]:
+) -> Iterator[np.ndarray]:
   """Yields every row once, in batches, shuffled as far as reading allows.
 
   Runs of 16 batches of consecutive rows come in random order and are shuffled
@@ -128,9 +110,56 @@ def read_batches(
     shards: float32 [N_i, D] each, in memory or memory maps.
     batch_size: Rows a batch.
     generator: Source of the order.
-    on_device: Whether runs are put on the default device and shuffled there,
-      which is slow on a host; the batches are the same.
   """
+  read = functools.partial(np.array, dtype=np.float32)
+  for rows, chosen in _read(shards, batch_size, generator, read):
+    yield rows[chosen]
+
+
+def read_batches_to(
+  mesh: Mesh | None,
+  shards: Sequence[np.ndarray],
+  batch_size: int,
+  generator: np.random.Generator,
+) -> Iterator[tuple[Float[Array, "M D"], RowSplit | None]]:
+  """Yields the batches of `read_batches` on devices, which also shuffle them.
+
+  Args:
+    mesh: Devices that share each run and batch, every process reading its
+      part of a run alone; None for the default device.
+    shards: As for `read_batches`.
+    batch_size: Rows a batch.
+    generator: Source of the order.
+
+  Yields:
+    A batch and how it lies; on a mesh, rows of another batch fill parts up.
+  """
+  if mesh is None:
+
+    def read(rows: np.ndarray) -> jax.Array:
+      return jnp.asarray(np.array(rows, np.float32))
+
+    for rows, chosen in _read(shards, batch_size, generator, read):
+      yield _take(rows, chosen), None
+    return
+
+  def place(rows: np.ndarray) -> jax.Array:
+    return RowSplit(mesh, len(rows)).place(rows)
+
+  for rows, chosen in _read(shards, batch_size, generator, place):
+    split = RowSplit(mesh, len(chosen))
+    filled = np.zeros(split.part_size * mesh_lib.row_parts(mesh), np.int32)
+    filled[: len(chosen)] = chosen
+    yield _take(rows, split.copy(filled), mesh=mesh), split
+
+
+def _read(
+  shards: Sequence[np.ndarray],
+  batch_size: int,
+  generator: np.random.Generator,
+  load: Callable[[np.ndarray], Any],
+) -> Iterator[tuple[Any, Int32[np.ndarray, "B"]]]:
+  """Yields runs, loaded in a thread, and which of their rows form a batch."""
   length = batch_size * _BATCHES_PER_READ
   runs = [
     (shard, start)
@@ -138,27 +167,31 @@ def read_batches(
     for start in range(0, shards[shard].shape[0], length)
   ]
 
-  def read(run: tuple[int, int]) -> np.ndarray | jax.Array:
-    shard, start = run
-    rows = np.array(shards[shard][start : start + length], np.float32)
-    return jnp.asarray(rows) if on_device else rows
+  def rows_of(run: int) -> np.ndarray:
+    shard, start = runs[run]
+    return shards[shard][start : start + length]
 
   with futures.ThreadPoolExecutor(1) as pool:
-    order = generator.permutation(len(runs))
-    waiting = pool.submit(read, runs[order[0]])
-    for turn in range(len(runs)):
+    order = generator.permutation(len(runs)).tolist()
+    waiting = pool.submit(load, rows_of(order[0]))
+    for turn, run in enumerate(order):
       rows = waiting.result()
       if turn + 1 < len(runs):
-        waiting = pool.submit(read, runs[order[turn + 1]])
-      shuffled = generator.permutation(len(rows)).astype(np.int32)
-      for start in range(0, len(rows), batch_size):
-        chosen = shuffled[start : start + batch_size]
-        yield _take(rows, chosen) if on_device else rows[chosen]
+        waiting = pool.submit(load, rows_of(order[turn + 1]))
+      shuffled = generator.permutation(len(rows_of(run))).astype(np.int32)
+      for start in range(0, len(shuffled), batch_size):
+        yield rows, shuffled[start : start + batch_size]
 
 
-@jax.jit
-def _take(rows: jax.Array, index: jax.Array) -> jax.Array:
-  return rows[index]
+@functools.partial(jax.jit, static_argnames="mesh")
+def _take(
+  rows: jax.Array, index: jax.Array, *, mesh: Mesh | None = None
+) -> jax.Array:
+  """Returns some rows, split over a mesh."""
+  if mesh is None:
+    return rows[index]
+  where = mesh_lib.batch_sharding(mesh)
+  return lax.with_sharding_constraint(rows[index], where)
 
 
 def check_shards(shards: Sequence[np.ndarray], num_codes: int) -> None:
@@ -344,13 +377,17 @@ class MiniBatchResidualKMeans:
         for number in range(self.num_passes):
           kept = state.counts * _PASS_DECAY
           state = state.replace(counts=kept, inertia=jnp.float32(0.0))
-          for batch in read_batches(
-            shards, self.batch_size, generator, on_device=mesh is None
+          for batch, split in read_batches_to(
+            mesh, shards, self.batch_size, generator
           ):
-            state = _step(state, batch, before, mesh)
+            if split is not None:
+              state = split.copy(state)
+            state = update(state, batch, earlier=before, split=split)
           inertias.append(float(state.inertia))
           if number + 1 < self.num_passes:
             dead = np.asarray(state.counts == kept)
+            if split is not None:
+              batch = split.to_host(batch)
             rows = residuals(earlier, batch)
             state, count = _reseed(state, dead, np.asarray(rows), generator)
             reseeded += count

@@ -33,9 +33,20 @@ def _assert_same(got, want):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(start, tokenized, trained, copy_of):
+@pytest.mark.parametrize(
+  "options",
+  [
+    ["--config.mesh.rules=fsdp"],
+    # Each process reads its own part of every batch.
+    ["--config.data.loader=grain", "--config.mesh.replica=2"],
+  ],
+  ids=["fsdp", "grain"],
+)
+def test_two_processes_train_as_one(
+  start, tokenized, trained, copy_of, options
+):
   workdir = copy_of(tokenized, "two")
-  flags = [CONFIG, f"--workdir={workdir}", "--config.mesh.rules=fsdp"]
+  flags = [CONFIG, f"--workdir={workdir}", *options]
   job = start("train", flags, num_processes=2, devices=2)
   codes, errors = job.wait()
   assert codes == [0, 0], errors

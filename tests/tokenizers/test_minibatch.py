@@ -1,10 +1,12 @@
 """Mini-batch k-means: by hand, close to Lloyd, shards, refusals."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gr_jax.core import checks
+from gr_jax.core import mesh as mesh_lib
 from gr_jax.tokenizers import kmeans, minibatch, residual_kmeans
 
 
@@ -49,18 +51,19 @@ def test_batches_hold_every_row_once_in_another_order():
   assert max(map(len, batches)) == 4
 
 
-def test_batches_are_the_same_on_the_device():
+@pytest.mark.parametrize("num_devices", [0, 4])
+def test_batches_are_the_same_on_devices(num_devices):
   shards = [mixture(num_rows=100), mixture(num_rows=37)]
-  here, there = (
-    list(
-      minibatch.read_batches(
-        shards, 4, np.random.default_rng(0), on_device=on_device
-      )
-    )
-    for on_device in (False, True)
+  mesh = None
+  if num_devices:
+    mesh = mesh_lib.make_mesh(jax.devices()[:num_devices])
+  here = list(minibatch.read_batches(shards, 6, np.random.default_rng(0)))
+  there = list(
+    minibatch.read_batches_to(mesh, shards, 6, np.random.default_rng(0))
   )
   assert len(here) == len(there)
-  for one, other in zip(here, there, strict=True):
+  for one, (other, split) in zip(here, there, strict=True):
+    other = other if split is None else split.to_host(other)
     np.testing.assert_array_equal(one, other)
 
 
