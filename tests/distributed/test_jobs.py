@@ -58,6 +58,35 @@ def test_two_processes_train_as_one(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+  ("each", "message"),
+  [
+    ([["--config.mesh.model=3"]] * 2, "mesh model=3 does not divide the 4 dev"),
+    (
+      [["--config.evaluation.batch_size=6"]] * 2,
+      "evaluation.batch_size=6 is not a multiple of the 4 devices",
+    ),
+    (
+      [[], ["--config.optimizer.learning_rate=1.0"]],
+      "Process 1 of 2 has another configuration than process 0",
+    ),
+  ],
+  ids=["mesh", "batch", "settings"],
+)
+def test_every_process_refuses_in_one_line(
+  start, tokenized, copy_of, each, message
+):
+  flags = [CONFIG, f"--workdir={copy_of(tokenized, 'two')}"]
+  job = start("train", flags, num_processes=2, devices=2, each=each)
+  codes, errors = job.wait(timeout=200)
+  assert codes == [2, 2], errors
+  for text in errors:
+    (line,) = [x for x in text.splitlines() if x.startswith("error: ")]
+    assert message in line
+    assert "Traceback" not in text
+
+
+@pytest.mark.slow
 def test_four_processes_stop_together_and_one_or_two_go_on(
   start, tokenized, copy_of
 ):
