@@ -18,13 +18,12 @@ def get_config(arg: str = "beauty") -> config_dict.ConfigDict:
   """Returns the run's config for one of the data sets."""
   if arg not in _BASES:
     raise ValueError(f"Unknown data set {arg!r}; use 'beauty' or 'toys'.")
-  c = _BASES[arg].get_config()
+  c = _BASES[arg].get_config("best")
+  c.embedding = dict(name="precomputed")
   c.tokenizer = dict(name="random", codebook_sizes=(2,))
   c.collisions = dict(name="sparse_id", spare_items=0)
   c.model.update(
     name="sasrec",
-    num_heads=2,
-    mlp_dim=128,
     mlp_activations=("relu",),
     num_decoder_layers=2,
     dropout_rate=0.5,

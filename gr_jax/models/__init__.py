@@ -7,6 +7,7 @@ from gr_jax.models.encoder_decoder import (
   EncoderDecoder,
   shift_right,
 )
+from gr_jax.models.rq_transformer import RQTransformer
 from gr_jax.models.sasrec import SASRec
 from gr_jax.models.sharding import logical_axes
 
@@ -14,6 +15,7 @@ from gr_jax.models.sharding import logical_axes
 MODELS = {
   "encoder_decoder": EncoderDecoder,
   "decoder_only": DecoderOnly,
+  "rq_transformer": RQTransformer,
   "sasrec": SASRec,
 }
 
@@ -22,6 +24,7 @@ __all__ = [
   "DecodeContext",
   "DecoderOnly",
   "EncoderDecoder",
+  "RQTransformer",
   "SASRec",
   "T5Config",
   "logical_axes",

@@ -68,11 +68,11 @@ class Layer(nn.Module):
     self,
     x: Float[Array, "B W E"],
     cache: attention.KeysValues,
-    prefix: attention.KeysValues,
+    prefix: attention.KeysValues | None = None,
     *,
     bias: Float[Array, "A 1 T"],
-    prefix_bias: Float[Array, "A 1 S"],
-    prefix_mask: Bool[Array, "B 1 S"],
+    prefix_bias: Float[Array, "A 1 S"] | None = None,
+    prefix_mask: Bool[Array, "B 1 S"] | None = None,
     level: int,
   ) -> tuple[Float[Array, "B W E"], attention.KeysValues]:
     """Returns the layer's output for one position of each beam, and cache."""
@@ -211,6 +211,7 @@ class DecoderOnly(nn.Module):
   config: config_lib.T5Config
 
   packs: ClassVar[bool] = False
+  reads_items: ClassVar[bool] = False
 
   def setup(self):
     """Declares the stack as `decoder`, where T5X has it."""

@@ -245,6 +245,7 @@ class EncoderDecoder(nn.Module):
   config: config_lib.T5Config
 
   packs: ClassVar[bool] = True  # takes rows of several examples
+  reads_items: ClassVar[bool] = False  # one vector an item, not a token
 
   def setup(self):
     """Declares embedding, encoder and decoder under T5X's names."""

@@ -15,7 +15,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from gr_jax.core import checks
-from gr_jax.models import attention, decoder_only, layers
+from gr_jax.models import attention, decoder_only, item_sequences, layers
 from gr_jax.models import config as config_lib
 from gr_jax.models import dropout as dropout_lib
 from gr_jax.models import encoder_decoder as encdec
@@ -43,7 +43,8 @@ class SASRec(nn.Module):
   num_levels: int  # L, tokens of an item
   max_history: int  # H
 
-  packs: ClassVar[bool] = False  # positions count within a row
+  packs: ClassVar[bool] = True
+  reads_items: ClassVar[bool] = True
 
   def setup(self):
     """Declares the items' and positions' tables and the layers.
@@ -75,19 +76,26 @@ class SASRec(nn.Module):
     *,
     deterministic: bool = True,
     dropout_rate: dropout_lib.Rate | None = None,
+    input_segment_ids: Int[Array, "B S"] | None = None,
+    decoder_segment_ids: Int[Array, "B T"] | None = None,
   ) -> Float[Array, "B T V"]:
     """Returns float32 logits; those of all levels but the last are 0.
 
     Args:
-      inputs: History tokens, L an item, then EOS; 0 where padded.
-      decoder_inputs: For their shape alone: an item is written at once.
+      inputs: History tokens, L an item; EOS and padding may follow.
+      decoder_inputs: For their shape alone, as an item is written at once:
+        one item, T = L, or the one after each of the inputs', T = H L.
       deterministic: Whether dropout is off; else a "dropout" stream is drawn.
       dropout_rate: Overrides the config's rate; may be a traced scalar.
+      input_segment_ids: Packed rows only: number of the example each input
+        token belongs to.
+      decoder_segment_ids: Likewise; must agree with the inputs'.
 
     Raises:
-      InputError: Batch sizes differ.
+      InputError: Batch sizes differ, or T fits neither form.
     """
     encdec.check_batch(inputs, decoder_inputs)
+    del decoder_segment_ids  # targets stand where their history's item does
     cfg = self.config
     dropout = None
     if not deterministic:
@@ -97,13 +105,26 @@ class SASRec(nn.Module):
         num_sites=1 + decoder_only.LAYER_SITES * cfg.num_decoder_layers,
         shared=cfg.dropout_shared,
       )
-    logits = self._logits(self._encode(inputs, dropout))  # [B, 1, V]
-    before = decoder_inputs.shape[1] - 1
-    return jnp.pad(logits, ((0, 0), (before, 0), (0, 0)))
+    items = item_sequences.split_items(inputs, self.num_levels)
+    num_targets = item_sequences.count_targets(
+      decoder_inputs, items, self.num_levels
+    )
+    segments = None
+    if input_segment_ids is not None:
+      segments = item_sequences.split_items(input_segment_ids, self.num_levels)
+      segments = segments[:, :, 0]
+    hidden = self._encode(items, segments, dropout)
+    if num_targets == 1:
+      hidden = item_sequences.newest(hidden, items)
+    logits = self._logits(hidden[:, :num_targets])[:, :, None]  # [B, P, 1, V]
+    before = self.num_levels - 1
+    logits = jnp.pad(logits, ((0, 0), (0, 0), (before, 0), (0, 0)))
+    return logits.reshape(*decoder_inputs.shape, -1)
 
   def encode(self, inputs: Int[Array, "B S"]) -> Float[Array, "B 1 E"]:
     """Returns the last hidden state."""
-    return self._encode(inputs, None)
+    items = item_sequences.split_items(inputs, self.num_levels)
+    return item_sequences.newest(self._encode(items, None, None), items)
 
   def start_decode(
     self, encoded: Float[Array, "B 1 E"], inputs: Int[Array, "B S"]
@@ -132,21 +153,19 @@ class SASRec(nn.Module):
       return jnp.zeros(shape, jnp.float32), cache
     return jnp.broadcast_to(self._logits(context.memory), shape), cache
 
-  def _encode(self, inputs, dropout):
-    last = self.num_levels - 1
-    items = inputs[:, last : self.max_history * self.num_levels]
-    items = decoder_only.align_right(items[:, :: self.num_levels])  # [B, H]
-    positions = jnp.arange(self.max_history, dtype=jnp.int32)
-    x = self.token_embedder(items) + self.position_embedder(positions)[None]
+  def _encode(self, items, segments, dropout):
+    mask = item_sequences.item_mask(items, segments)  # [B, H, H]
+    # Items of the same example that come later: positions count from the end.
+    seers = mask & item_sequences.is_item(items)[:, :, None]
+    later = jnp.sum(seers, axis=1, dtype=jnp.int32) - 1  # [B, H]
+    positions = jnp.clip(self.max_history - 1 - later, 0, self.max_history - 1)
+    x = self.token_embedder(items[:, :, -1]) + self.position_embedder(positions)
     x = dropout_lib.drop(dropout, 0, x)
-    mask = (items != 0)[:, None, :] & attention.causal_mask(self.max_history)
     bias = jnp.zeros((self.config.num_heads, *mask.shape[1:]), jnp.float32)
     for index, layer in enumerate(self.layers):
       first = 1 + decoder_only.LAYER_SITES * index
       part = dropout_lib.sites(dropout, first, decoder_only.LAYER_SITES)
-      # Nobody reads the last layer elsewhere than at the newest item.
-      start = self.max_history - 1 if index == len(self.layers) - 1 else 0
-      x = layer(x, mask=mask[:, start:], bias=bias[:, start:], dropout=part)
+      x = layer(x, mask=mask, bias=bias, dropout=part)
     return self.decoder_norm(x)
 
   def _logits(self, x):

@@ -16,6 +16,7 @@ from gr_jax.models.config import T5Config
 from gr_jax.sids import collisions
 from gr_jax.sids.hourglass import Hourglass
 from gr_jax.stages.build import build, construct
+from gr_jax.tasks import windows
 from gr_jax.training import loaders, partition
 from gr_jax.training.loop import TrainingConfig
 from gr_jax.training.optimizer import OptimizerConfig
@@ -30,7 +31,9 @@ class TaskConfig:
   Attributes:
     max_history: Items of a user that the model sees, the newest.
     augmentation: "prefixes" (every item with all before it), "subsequences"
-      (every contiguous sub-history), "none" (only each user's last item).
+      (every contiguous sub-history), "none" (only each user's last item),
+      "sequences" (a user is one example, and every item of it a target), for
+      the networks that read items: "rq_transformer" and "sasrec".
     num_user_buckets: User tokens that user ids are hashed into; 0 for none.
   """
 
@@ -44,6 +47,30 @@ class TaskConfig:
       raise checks.InputError(
         f"task.max_history must be 1 or more; got {self.max_history}."
       )
+    checks.check_known(
+      self.augmentation, windows.AUGMENTATIONS, "task.augmentation"
+    )
+
+
+def _check_network(network: str, task: TaskConfig, loader: str) -> None:
+  """Refuses examples that a network or a loader cannot take."""
+  reads_items = [name for name, kind in MODELS.items() if kind.reads_items]
+  if network in reads_items and task.num_user_buckets:
+    raise checks.InputError(
+      f"model.name={network!r} reads items alone; set task.num_user_buckets=0."
+    )
+  if task.augmentation != windows.SEQUENCES:
+    return
+  if network not in reads_items:
+    raise checks.InputError(
+      f"task.augmentation={task.augmentation!r} needs a network that reads "
+      f"items; set model.name to one of {reads_items}, not {network!r}."
+    )
+  if loader == "seqio":
+    raise checks.InputError(
+      f"task.augmentation={task.augmentation!r} is no seqio task; set "
+      "data.loader to 'device' or 'grain'."
+    )
 
 
 def _check_beam(name: str, width: int) -> None:
@@ -212,6 +239,8 @@ class RunConfig:
     tokenizer = build(tokenizers.TOKENIZERS, sections["tokenizer"], "tokenizer")
     hourglass = construct(Hourglass, sections["hourglass"], "hourglass")
     hourglass.check(len(tokenizer.codebook_sizes))  # not after a long fit
+    task = construct(TaskConfig, sections["task"], "task")
+    _check_network(network, task, loader)
     return cls(
       seed=sections["seed"],
       data=build(data.DATASETS, sections["data"], "data"),
@@ -222,7 +251,7 @@ class RunConfig:
       collisions=build(
         collisions.POLICIES, sections["collisions"], "collisions"
       ),
-      task=construct(TaskConfig, sections["task"], "task"),
+      task=task,
       network=network,
       model=sections["model"],
       training=construct(TrainingConfig, sections["training"], "training"),

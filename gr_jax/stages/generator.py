@@ -16,7 +16,13 @@ from gr_jax.core import mesh as mesh_lib
 from gr_jax.data import splits
 from gr_jax.decoding import trie as trie_lib
 from gr_jax.evaluation import evaluator, metrics, shared_ids
-from gr_jax.models import MODELS, DecoderOnly, EncoderDecoder, SASRec
+from gr_jax.models import (
+  MODELS,
+  DecoderOnly,
+  EncoderDecoder,
+  RQTransformer,
+  SASRec,
+)
 from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.sids.vocabulary import SidVocabulary
 from gr_jax.stages.config import RunConfig
@@ -35,7 +41,7 @@ VOCAB_MULTIPLE = 128
 class Generator:
   """A network and all that turns its tokens into items."""
 
-  model: EncoderDecoder | DecoderOnly | SASRec
+  model: EncoderDecoder | DecoderOnly | RQTransformer | SASRec
   vocabulary: SidVocabulary
   layout: windows.WindowLayout
   trie: trie_lib.Trie
@@ -48,16 +54,22 @@ def make_generator(config: RunConfig, catalog: SidCatalog) -> Generator:
     catalog, num_user_buckets=config.task.num_user_buckets
   )
   layout = windows.WindowLayout.create(
-    catalog, vocabulary, max_history=config.task.max_history
+    catalog,
+    vocabulary,
+    max_history=config.task.max_history,
+    every_item=config.task.augmentation == windows.SEQUENCES,
   )
   kind = MODELS[config.network]
   network = config.generator(vocabulary.padded_size(VOCAB_MULTIPLE))
+  if kind.reads_items and layout.is_variable_length:
+    raise checks.InputError(
+      f"model.name={config.network!r} needs items of one length; use another "
+      "collision policy or hourglass.remove_top_codes=0."
+    )
   if kind is SASRec:
-    if layout.has_user_token:
-      raise checks.InputError(
-        "SASRec reads items alone; set task.num_user_buckets=0."
-      )
     model = SASRec(network, layout.num_levels, layout.max_history)
+  elif kind is RQTransformer:
+    model = RQTransformer(network, layout.num_levels)
   else:
     model = kind(network)
   return Generator(

@@ -19,6 +19,7 @@ from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.stages import generator, live_catalog, prepare
 from gr_jax.stages.config import RunConfig
 from gr_jax.stages.workdir import Workdir
+from gr_jax.tasks import windows
 
 TASK_NAME = "next_item"
 _CACHE = "cached_tasks"
@@ -58,8 +59,14 @@ def register(
   "test"; metrics are those of `seqio_metrics`, for beams that come best last.
 
   Raises:
-    InputError: No semantic IDs yet, or seqio is not installed.
+    InputError: No semantic IDs yet, seqio is not installed, or examples that
+      are no pairs of inputs and one item.
   """
+  if config.task.augmentation == windows.SEQUENCES:
+    raise checks.InputError(
+      f"task.augmentation={windows.SEQUENCES!r} is no seqio task; use "
+      "'prefixes' or 'subsequences'."
+    )
   seqio, _, _, seqio_vocabulary = seqio_files()
   stored = prepare.load_data(workdir)
   # Appended items may be returned, removed ones may not.

@@ -10,7 +10,6 @@ and packing is a gather with constant indices.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 
 import jax.numpy as jnp
@@ -71,15 +70,17 @@ class PackPlan:
       token comes from; -1 for padding.
     input_segments: Which of its row's examples, from 1, a token belongs to;
       0 for padding.
-    target_source: Which example fills each of a row's P targets; -1 for none.
+    target_source: Like `input_source`, in the unpacked targets [B * T].
+    target_segments: Like `input_segments`, of the targets.
     num_examples: B.
     input_length: S, tokens of an unpacked input.
-    target_length: T, tokens of a target.
+    target_length: T, tokens of an unpacked target.
   """
 
   input_source: Int32[np.ndarray, "R S"]
   input_segments: Int32[np.ndarray, "R S"]
-  target_source: Int32[np.ndarray, "R P"]
+  target_source: Int32[np.ndarray, "R U"]
+  target_segments: Int32[np.ndarray, "R U"]
   num_examples: int
   input_length: int
   target_length: int
@@ -92,26 +93,25 @@ class PackPlan:
   def take_rows(self, rows: slice) -> tuple[Int64[np.ndarray, "n"], PackPlan]:
     """Returns the examples in some rows, and the plan of them alone."""
     targets = self.target_source[rows]
-    chosen = np.unique(targets[targets >= 0]).astype(np.int64)
+    chosen = np.unique(targets[targets >= 0] // self.target_length)
     place = np.full(self.num_examples, -1, np.int32)
     place[chosen] = np.arange(chosen.size, dtype=np.int32)
-    source = self.input_source[rows]
-    example, token = np.divmod(source, np.int32(self.input_length))
-    moved = place[example] * np.int32(self.input_length) + token
-    return chosen, dataclasses.replace(
+
+    def moved(source, length):
+      example, token = np.divmod(source, np.int32(length))
+      source = np.where(
+        source >= 0, place[example] * np.int32(length) + token, np.int32(-1)
+      )
+      return source.astype(np.int32)
+
+    return chosen.astype(np.int64), dataclasses.replace(
       self,
-      input_source=np.where(source >= 0, moved, np.int32(-1)),
+      input_source=moved(self.input_source[rows], self.input_length),
       input_segments=self.input_segments[rows],
-      target_source=np.where(targets >= 0, place[targets], np.int32(-1)),
+      target_source=moved(targets, self.target_length),
+      target_segments=self.target_segments[rows],
       num_examples=chosen.size,
     )
-
-  @functools.cached_property
-  def target_segments(self) -> Int32[np.ndarray, "R PT"]:
-    """Which of its row's examples a target token belongs to."""
-    numbers = np.arange(1, self.target_source.shape[1] + 1, dtype=np.int32)
-    numbers = np.where(self.target_source >= 0, numbers[None], np.int32(0))
-    return np.repeat(numbers, self.target_length, axis=1)
 
 
 def example_lengths(
@@ -164,36 +164,61 @@ def make_plan(
   """
   longest = lengths[strata.starts + strata.sizes - 1]  # [G]
   room = np.repeat(longest, batch_size // strata.count)  # [B]
-  width = -(-layout.input_length // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
-  target_cost = _DECODER_COST * layout.target_length
+  if layout.every_item:
+    # Without EOS a row is a sequence of items, and so are its targets.
+    room = room - 1
+    width = layout.target_length
+    rows = _best_fit(room, width, width)
+    target_room = room
+  else:
+    width = -(-layout.input_length // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+    rows = _cheapest(room, width, _DECODER_COST * layout.target_length)
+    target_room = np.full_like(room, layout.target_length)
+  rows = rows + [[]] * (-len(rows) % row_multiple)
+  source, segments = _places(rows, room, layout.input_length, width)
+  most = max(int(target_room[members].sum()) for members in rows if members)
+  target_width = width if layout.every_item else most
+  target_source, target_segments = _places(
+    rows, target_room, layout.target_length, target_width
+  )
+  return PackPlan(
+    input_source=source,
+    input_segments=segments,
+    target_source=target_source,
+    target_segments=target_segments,
+    num_examples=batch_size,
+    input_length=layout.input_length,
+    target_length=layout.target_length,
+  )
+
+
+def _places(
+  rows: list[list[int]], room: Int64[np.ndarray, "B"], length: int, width: int
+) -> tuple[Int32[np.ndarray, "R W"], Int32[np.ndarray, "R W"]]:
+  """Returns where the first `room` of an example's `length` tokens stand."""
+  source = np.full((len(rows), width), -1, np.int32)
+  segments = np.zeros((len(rows), width), np.int32)
+  for r, members in enumerate(rows):
+    place = 0
+    for number, example in enumerate(members):
+      end = place + room[example]
+      source[r, place:end] = example * length + np.arange(room[example])
+      segments[r, place:end] = number + 1
+      place = end
+  return source, segments
+
+
+def _cheapest(
+  room: Int64[np.ndarray, "B"], width: int, target_cost: int
+) -> list[list[int]]:
+  """Packs with the number of examples a row that costs least."""
   best, rows = math.inf, []
   for most in range(1, _MOST_TARGETS + 1):
     found = _best_fit(room, width, most)
     cost = len(found) * (width + most * target_cost)
     if cost < best:
       best, rows = cost, found
-  rows = rows + [[]] * (-len(rows) % row_multiple)
-  most = max(map(len, rows))
-  source = np.full((len(rows), width), -1, np.int32)
-  segments = np.zeros((len(rows), width), np.int32)
-  targets = np.full((len(rows), most), -1, np.int32)
-  for r, members in enumerate(rows):
-    place = 0
-    for number, example in enumerate(members):
-      end = place + room[example]
-      first = example * layout.input_length
-      source[r, place:end] = first + np.arange(room[example])
-      segments[r, place:end] = number + 1
-      targets[r, number] = example
-      place = end
-  return PackPlan(
-    input_source=source,
-    input_segments=segments,
-    target_source=targets,
-    num_examples=batch_size,
-    input_length=layout.input_length,
-    target_length=layout.target_length,
-  )
+  return rows
 
 
 def _best_fit(
@@ -224,16 +249,15 @@ def pack(batch: Batch, plan: PackPlan) -> Batch:
     plan: Of B examples of these lengths.
 
   Returns:
-    `inputs` [R, S'], `targets` [R, P * T].
+    `inputs` [R, S'], `targets` [R, U].
   """
   xp = np if isinstance(batch.inputs, np.ndarray) else jnp
 
   def take(values, source):
-    chosen = values[xp.asarray(np.maximum(source, 0))]
-    is_used = xp.asarray(source >= 0)
-    is_used = is_used.reshape(source.shape + (1,) * (chosen.ndim - source.ndim))
-    return xp.where(is_used, chosen, xp.zeros_like(chosen))
+    chosen = values.reshape(-1)[xp.asarray(np.maximum(source, 0))]
+    return xp.where(xp.asarray(source >= 0), chosen, xp.zeros_like(chosen))
 
-  inputs = take(batch.inputs.reshape(-1), plan.input_source)
-  targets = take(batch.targets, plan.target_source)  # [R, P, T]
-  return Batch(inputs=inputs, targets=targets.reshape(targets.shape[0], -1))
+  return Batch(
+    inputs=take(batch.inputs, plan.input_source),
+    targets=take(batch.targets, plan.target_source),
+  )

@@ -21,7 +21,9 @@ from gr_jax.data import splits
 from gr_jax.sids import sid_catalog
 from gr_jax.sids import vocabulary as vocabulary_lib
 
-AUGMENTATIONS = ("prefixes", "subsequences", "none")
+# How a user's training part becomes examples; see `training_examples`.
+SEQUENCES = "sequences"
+AUGMENTATIONS = ("prefixes", "subsequences", "none", SEQUENCES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,8 @@ class WindowLayout:
   """How an example is laid out in tokens; static and hashable.
 
   inputs = [user token] + up to H items, oldest first + EOS + padding, with
-  no padding in between; targets = the next item's tokens (+ EOS, + padding).
+  no padding in between; targets = the next item's tokens (+ EOS, + padding),
+  or with `every_item` those of the item after each of the inputs'.
 
   Attributes:
     max_history: Items kept, counted from the newest: H.
@@ -37,6 +40,8 @@ class WindowLayout:
     has_user_token: Whether inputs begin with the user's bucket token.
     append_eos: Whether targets end with EOS.
     is_variable_length: Whether items may have fewer than L tokens.
+    every_item: Whether each item of the inputs has a target, the item after
+      it, and not the newest alone.
   """
 
   max_history: int
@@ -44,13 +49,22 @@ class WindowLayout:
   has_user_token: bool = False
   append_eos: bool = False
   is_variable_length: bool = False
+  every_item: bool = False
 
   def __post_init__(self):
-    """Refuses layouts that could hold nothing."""
+    """Refuses layouts that could hold nothing, or items without a place."""
     if self.max_history < 1 or self.num_levels < 1:
       raise checks.InputError(
         "A window needs max_history and num_levels of at least 1; got "
         f"{self.max_history} and {self.num_levels}."
+      )
+    if self.every_item and (
+      self.has_user_token or self.append_eos or self.is_variable_length
+    ):
+      raise checks.InputError(
+        f"augmentation={SEQUENCES!r} needs items of one length and no user "
+        "tokens; use another collision policy or task.num_user_buckets=0, or "
+        "augmentation='prefixes'."
       )
 
   @classmethod
@@ -60,6 +74,7 @@ class WindowLayout:
     vocabulary: vocabulary_lib.SidVocabulary,
     *,
     max_history: int,
+    every_item: bool = False,
   ) -> WindowLayout:
     """Returns the layout of a catalog's examples."""
     return cls(
@@ -68,6 +83,7 @@ class WindowLayout:
       has_user_token=vocabulary.num_user_buckets > 0,
       append_eos=vocabulary.append_eos,
       is_variable_length=catalog.is_variable_length,
+      every_item=every_item,
     )
 
   @property
@@ -78,6 +94,8 @@ class WindowLayout:
   @property
   def target_length(self) -> int:
     """Tokens of the longest target: T."""
+    if self.every_item:
+      return self.max_history * self.num_levels
     return self.num_levels + int(self.append_eos)
 
 
@@ -86,7 +104,9 @@ class TrainingData:
   """Everything windows are cut from, as arrays for the device.
 
   Example m asks for `items[target_position[m]]` given
-  `items[history_start[m]:target_position[m]]`.
+  `items[history_start[m]:target_position[m]]`; in a layout of `every_item`
+  for each item of `items[history_start[m] + 1 : target_position[m] + 1]`
+  given those before it.
   """
 
   # Any, not jax.Array: shapes and shardings travel in this tree too.
@@ -122,8 +142,10 @@ def training_examples(
   "prefixes": every item after a user's first is a target once, given all
   that came before. "subsequences": additionally every contiguous piece of
   that history, the sliding-window augmentation. "none": the last item of the
-  training part alone. A history never reaches back more than `max_history`
-  items, so no two examples are the same window.
+  training part alone. "sequences": the training part cut from its end into
+  runs of at most `max_history` targets, an example each, for layouts of
+  `every_item`. A history never reaches back more than `max_history` items, so
+  no two examples are the same window.
 
   Args:
     interactions: All interactions.
@@ -155,6 +177,11 @@ def training_examples(
   if augmentation == "none":
     user = np.flatnonzero(num_targets)
     target = end[user] - 1
+  elif augmentation == SEQUENCES:
+    num_runs = -(-num_targets // max_history)
+    user = np.repeat(np.arange(first.size), num_runs)
+    later = num_runs[user] - 1 - _within(num_runs)  # runs after this one
+    target = end[user] - 1 - max_history * later
   else:
     user = np.repeat(np.arange(first.size), num_targets)
     target = first[user] + 1 + _within(num_targets)
@@ -302,6 +329,11 @@ def gather_batch(
     num_tokens = num_tokens + 1
   inputs = _put_eos(jnp.concatenate(columns, axis=1), num_tokens)  # [B, S]
 
+  if layout.every_item:
+    places = start[:, None] + slots[None, :] + 1
+    following = data.item_tokens[data.items.at[places].get(mode="clip")]
+    following = jnp.where(is_item[:, :, None], following, vocabulary_lib.PAD_ID)
+    return Batch(inputs=inputs, targets=following.reshape(tokens.shape[0], -1))
   next_item = data.items.at[target].get(mode="clip")  # [B]
   targets = data.item_tokens[next_item]  # [B, L]
   if layout.append_eos:

@@ -95,6 +95,12 @@ def gather_numpy(
   everyone = np.arange(len(flat))
   inputs[everyone, first + count] = EOS_ID
 
+  if layout.every_item:
+    following = data.item_tokens[data.items[np.where(is_item, places + 1, 0)]]
+    following = np.where(is_item[:, :, None], following, np.int32(PAD_ID))
+    return windows.Batch(
+      inputs=inputs, targets=following.reshape(len(flat), -1)
+    )
   next_tokens = data.item_tokens[data.items[target]]  # [B, L]
   targets = np.zeros((len(flat), layout.target_length), np.int32)
   targets[:, : layout.num_levels] = next_tokens

@@ -71,6 +71,21 @@ def test_logits_are_those_of_plain_numpy(model, params):
   np.testing.assert_array_equal(logits[:, 0], 0.0)
 
 
+def test_every_item_of_packed_rows_has_its_logits(model, params):
+  row = jnp.array([[2, 4, 3, 5, 2, 9]])  # items 4 5, and item 9
+  segments = jnp.array([[1, 1, 1, 1, 2, 2]])
+  logits = jax.jit(model.apply)(
+    {"params": params},
+    row,
+    jnp.zeros_like(row),
+    input_segment_ids=segments,
+    decoder_segment_ids=segments,
+  )
+  np.testing.assert_allclose(logits[0, 3], _forward(params, [4, 5]), atol=1e-5)
+  np.testing.assert_allclose(logits[0, 5], _forward(params, [9]), atol=1e-5)
+  np.testing.assert_array_equal(logits[0, ::2], 0.0)
+
+
 def test_decoding_gives_the_same_logits(model, params):
   variables = {"params": params}
   want = model.apply(variables, INPUTS, TARGETS)

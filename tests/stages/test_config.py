@@ -66,6 +66,31 @@ def _refusal(change):
     ),
     (lambda c: c["validation"].update(beam_width=5), "validation.beam_width=5"),
     (lambda c: c["model"].update(dtype="float8"), "Unknown dtype 'float8'"),
+    (
+      lambda c: c["task"].update(augmentation="prefix"),
+      "Unknown task.augmentation 'prefix'; known: none, prefixes, sequences",
+    ),
+    (
+      lambda c: c["task"].update(augmentation="sequences"),
+      "needs a network that reads items; set model.name to one of "
+      "['rq_transformer', 'sasrec']",
+    ),
+    (
+      lambda c: (
+        c["task"].update(num_user_buckets=8),
+        c["model"].update(name="rq_transformer"),
+      ),
+      "model.name='rq_transformer' reads items alone; set "
+      "task.num_user_buckets=0",
+    ),
+    (
+      lambda c: (
+        c["task"].update(augmentation="sequences"),
+        c["model"].update(name="sasrec"),
+        c["data"].update(loader="seqio"),
+      ),
+      "is no seqio task; set data.loader to",
+    ),
   ],
 )
 def test_bad_settings_are_refused_before_any_work(change, message):

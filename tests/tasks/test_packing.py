@@ -21,7 +21,9 @@ def test_a_plan_by_hand():
   plan = packing.make_plan(
     lengths, LAYOUT, strata=packing.Strata(5, 5), batch_size=5
   )
-  np.testing.assert_array_equal(plan.target_source, [[4, -1], [3, 0], [1, 2]])
+  np.testing.assert_array_equal(
+    plan.target_source, [[8, 9, -1, -1], [6, 7, 0, 1], [2, 3, 4, 5]]
+  )
   np.testing.assert_array_equal(
     plan.input_segments,
     [[1] * 7 + [0], [1] * 5 + [2] * 3, [1] * 3 + [2] * 3 + [0] * 2],
@@ -49,11 +51,42 @@ def test_a_plan_by_hand():
   np.testing.assert_array_equal(got.targets, packed.targets[1:])
 
 
+def test_sequences_stand_beside_their_targets():
+  # Two items and one share a row of three; EOS is left out.
+  layout = dataclasses.replace(LAYOUT, every_item=True)
+  plan = packing.make_plan(
+    np.array([3, 5, 7]), layout, strata=packing.Strata(3, 3), batch_size=3
+  )
+  batch = windows.Batch(
+    inputs=np.arange(100, 121, dtype=np.int32).reshape(3, 7),
+    targets=np.arange(200, 218, dtype=np.int32).reshape(3, 6),
+  )
+  packed = packing.pack(batch, plan)
+  np.testing.assert_array_equal(
+    packed.inputs,
+    [[114, 115, 116, 117, 118, 119], [107, 108, 109, 110, 100, 101]],
+  )
+  np.testing.assert_array_equal(
+    packed.targets,
+    [[212, 213, 214, 215, 216, 217], [206, 207, 208, 209, 200, 201]],
+  )
+  np.testing.assert_array_equal(
+    plan.input_segments, [[1] * 6, [1] * 4 + [2] * 2]
+  )
+  np.testing.assert_array_equal(plan.target_segments, plan.input_segments)
+  chosen, part = plan.take_rows(slice(1, 2))
+  np.testing.assert_array_equal(chosen, [0, 1])
+  got = packing.pack(jax.tree.map(lambda x: x[chosen], batch), part)
+  np.testing.assert_array_equal(got.targets, packed.targets[1:])
+
+
 def test_the_longest_alone_stay_one_a_row():
   plan = packing.make_plan(
     np.full(8, 7), LAYOUT, strata=packing.Strata(8, 4), batch_size=4
   )
-  np.testing.assert_array_equal(plan.target_source, [[0], [1], [2], [3]])
+  np.testing.assert_array_equal(
+    plan.target_source, [[0, 1], [2, 3], [4, 5], [6, 7]]
+  )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -66,7 +99,7 @@ def test_every_example_has_its_room(seed):
   )
   assert plan.num_rows % 8 == 0
   used = plan.target_source[plan.target_source >= 0]
-  np.testing.assert_array_equal(np.sort(used), np.arange(12))
+  np.testing.assert_array_equal(np.sort(used), np.arange(12 * 2))
   places = plan.input_source[plan.input_source >= 0]
   assert np.unique(places).size == places.size
   room = np.bincount(places // LAYOUT.input_length, minlength=12)

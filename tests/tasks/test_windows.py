@@ -77,6 +77,8 @@ def slow_examples(interactions, split, augmentation, max_history):
     for target in range(first + 1, end):
       if augmentation == "none" and target != end - 1:
         continue
+      if augmentation == "sequences" and (end - 1 - target) % max_history:
+        continue
       starts = [s for s in range(first, target) if target - s <= max_history]
       if augmentation != "subsequences":
         starts = starts[:1]
@@ -112,6 +114,7 @@ def test_examples_by_hand():
     (0, 2, 3),
   ]
   assert cut["none"] == [(0, 1, 3)]
+  assert cut["sequences"] == [(0, 0, 1), (0, 1, 3)]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -283,3 +286,60 @@ def test_bad_input_is_refused():
     windows.history_data([], tokens)
   with pytest.raises(checks.InputError, match=r"index 30 is outside .* of 30"):
     windows.history_data([[1, 30]], tokens)
+
+
+def test_every_item_has_the_next_as_its_target():
+  catalog = SidCatalog(
+    ("x", "y", "z"), np.array([[0, 0], [1, 1], [2, 0]], np.int32), (3, 2), 2
+  )
+  interactions = make_interactions([[0, 1, 2, 1]])
+  vocabulary = SidVocabulary((3, 2), num_user_buckets=0)  # a 2, b 5
+  layout = windows.WindowLayout(max_history=3, num_levels=2, every_item=True)
+  examples = splits.Examples(*np.array([[0, 0], [0, 1], [3, 2]], np.int32))
+  data = windows.training_data(interactions, catalog, vocabulary, examples)
+  batch = windows.gather_batch(data, jnp.arange(2, dtype=jnp.int32), layout)
+  np.testing.assert_array_equal(
+    batch.inputs, [[2, 5, 3, 6, 4, 5, 1], [3, 6, 1, 0, 0, 0, 0]]
+  )
+  np.testing.assert_array_equal(
+    batch.targets, [[3, 6, 4, 5, 3, 6], [4, 5, 0, 0, 0, 0]]
+  )
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("max_history", [1, 4, 50])
+def test_sequences_ask_for_every_item_once(seed, max_history):
+  interactions, catalog = random_world(seed, variable=False)
+  split = splits.leave_one_out(interactions)
+  vocabulary = SidVocabulary.from_catalog(catalog)
+  asked = []
+  for augmentation in ("prefixes", "sequences"):
+    layout = windows.WindowLayout.create(
+      catalog,
+      vocabulary,
+      max_history=max_history,
+      every_item=augmentation == "sequences",
+    )
+    examples = windows.training_examples(
+      interactions, split, augmentation, max_history
+    )
+    data = windows.training_data(interactions, catalog, vocabulary, examples)
+    index = jnp.arange(examples.num_examples, dtype=jnp.int32)
+    targets = windows.gather_batch(data, index, layout).targets
+    items = np.asarray(targets).reshape(-1, catalog.num_levels)
+    items = items[items[:, 0] > 0]
+    asked.append(items[np.lexsort(items.T)])
+  np.testing.assert_array_equal(*asked)
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"has_user_token": True},
+    {"append_eos": True},
+    {"is_variable_length": True},
+  ],
+)
+def test_sequences_of_unequal_items_are_refused(change):
+  with pytest.raises(checks.InputError, match="needs items of one length"):
+    windows.WindowLayout(3, 2, every_item=True, **change)

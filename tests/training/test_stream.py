@@ -1,5 +1,6 @@
 """Host streams: the device sampler's examples, shared, ordered, resumable."""
 
+import dataclasses
 import sys
 
 import jax
@@ -89,6 +90,16 @@ def test_numpy_gathers_what_the_device_gathers(variable, buckets):
   want = gather(
     world.device, jnp.asarray(index, jnp.int32), layout=world.layout
   )
+  _equal(got, want)
+
+
+def test_numpy_gathers_sequences_as_the_device_does():
+  world = World(variable=False, buckets=0)
+  layout = dataclasses.replace(world.layout, every_item=True)
+  index = np.arange(world.host.num_examples)
+  got = stream.gather_numpy(world.host, index, layout)
+  gather = jax.jit(windows.gather_batch, static_argnames="layout")
+  want = gather(world.device, jnp.asarray(index, jnp.int32), layout=layout)
   _equal(got, want)
 
 

@@ -1,0 +1,179 @@
+"""RQ-Transformer: a slow NumPy forward, packing, decoding, refusals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gr_jax.core import checks
+from gr_jax.models import RQTransformer, T5Config, logical_axes, shift_right
+
+LEVELS = 2
+CONFIG = T5Config(
+  vocab_size=11,
+  emb_dim=8,
+  num_heads=2,
+  head_dim=4,
+  mlp_dim=6,
+  mlp_activations=("relu",),
+  num_encoder_layers=2,
+  num_decoder_layers=1,
+  relpos_buckets=8,
+  relpos_max_distance=16,
+)
+# Users with three items and with one; EOS and padding follow.
+INPUTS = jnp.array([[2, 6, 3, 7, 4, 8, 1], [5, 9, 1, 0, 0, 0, 0]])
+NEXT = jnp.array([[3, 9], [2, 10]])
+# The item after each: of the first user's three, of the second's one.
+EVERY = jnp.array([[3, 7, 4, 8, 3, 9], [2, 10, 0, 0, 0, 0]])
+
+
+@pytest.fixture(scope="module")
+def model():
+  return RQTransformer(CONFIG, num_levels=LEVELS)
+
+
+@pytest.fixture(scope="module")
+def params(model):
+  return jax.jit(model.init)(jax.random.key(0), INPUTS, NEXT)["params"]
+
+
+def _norm(x, part):
+  return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * part["scale"]
+
+
+def _layer(x, layer, bias):
+  """One causal layer over a sequence [S, E], heads one by one."""
+  y = _norm(x, layer["pre_self_attention_layer_norm"])
+  kernels = {k: v["kernel"] for k, v in layer["self_attention"].items()}
+  heads = []
+  for head in range(2):
+    part = slice(4 * head, 4 * head + 4)
+    q, k, v = (y @ kernels[n][:, part] for n in ("query", "key", "value"))
+    logits = q @ k.T
+    for i in range(len(x)):
+      for j in range(len(x)):
+        logits[i, j] += bias[head, min(max(i - j, 0), 3)]
+        if j > i:
+          logits[i, j] = -np.inf
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    heads.append(weights / weights.sum(-1, keepdims=True) @ v)
+  x = x + np.concatenate(heads, axis=1) @ kernels["out"]
+  y = _norm(x, layer["pre_mlp_layer_norm"])
+  hidden = np.maximum(y @ layer["mlp"]["wi"]["kernel"], 0)
+  return x + hidden @ layer["mlp"]["wo"]["kernel"]
+
+
+def _forward(params, items, target):
+  """Logits of one user's next item, code by code, in plain NumPy.
+
+  Sequences of up to four, where a distance is its own bucket.
+  """
+  params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
+  encoder, decoder = params["encoder"], params["decoder"]
+  x = encoder["token_embedder"]["embedding"][np.array(items)].sum(axis=1)
+  for index in range(2):
+    bias = encoder["relpos_bias"]["rel_embedding"]
+    x = _layer(x, encoder[f"layers_{index}"], bias)
+  wanted = _norm(x, encoder["encoder_norm"])[-1]
+  tokens = [0, *target[:-1]]
+  y = wanted + decoder["token_embedder"]["embedding"][tokens]
+  y = _layer(y, decoder["layers_0"], decoder["relpos_bias"]["rel_embedding"])
+  y = _norm(y, decoder["decoder_norm"])
+  return y @ decoder["logits_dense"]["kernel"]
+
+
+def test_logits_are_those_of_plain_numpy(model, params):
+  logits = model.apply({"params": params}, INPUTS, shift_right(NEXT))
+  want = _forward(params, [[2, 6], [3, 7], [4, 8]], [3, 9])
+  np.testing.assert_allclose(logits[0], want, atol=1e-5)
+  want = _forward(params, [[5, 9]], [2, 10])
+  np.testing.assert_allclose(logits[1], want, atol=1e-5)
+
+
+def test_every_item_is_judged_as_if_it_were_the_newest(model, params):
+  logits = model.apply({"params": params}, INPUTS, shift_right(EVERY))
+  items = [[2, 6], [3, 7], [4, 8]]
+  for last, target in enumerate([[3, 7], [4, 8], [3, 9]]):
+    want = _forward(params, items[: last + 1], target)
+    got = logits[0, LEVELS * last : LEVELS * (last + 1)]
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_packed_users_do_not_see_each_other(model, params):
+  row = jnp.array([[2, 6, 3, 7, 4, 8, 5, 9]])
+  targets = jnp.array([[3, 7, 4, 8, 3, 9, 2, 10]])
+  segments = jnp.array([[1, 1, 1, 1, 1, 1, 2, 2]])
+  got = model.apply(
+    {"params": params},
+    row,
+    shift_right(targets, segments),
+    input_segment_ids=segments,
+    decoder_segment_ids=segments,
+  )
+  want = model.apply({"params": params}, INPUTS, shift_right(EVERY))
+  np.testing.assert_allclose(got[0, :6], want[0], atol=1e-5)
+  np.testing.assert_allclose(got[0, 6:], want[1, :2], atol=1e-5)
+
+
+def test_decoding_gives_the_same_logits(model, params):
+  variables = {"params": params}
+  tokens = shift_right(NEXT)
+  want = model.apply(variables, INPUTS, tokens)
+  encoded = model.apply(variables, INPUTS, method="encode")
+  context = model.apply(variables, encoded, INPUTS, method="start_decode")
+  cache = model.init_cache(2, LEVELS)
+  for level in range(LEVELS):
+    logits, cache = model.apply(
+      variables,
+      tokens[:, level : level + 1],
+      cache,
+      context,
+      level=level,
+      method="decode_step",
+    )
+    np.testing.assert_allclose(logits[:, 0], want[:, level], atol=1e-5)
+
+
+def test_score_is_the_sum_of_the_codes(model, params):
+  variables = {"params": params}
+  got = model.apply(variables, INPUTS, NEXT, method="score")
+  logits = model.apply(variables, INPUTS, shift_right(NEXT))
+  log_probs = jax.nn.log_softmax(logits)
+  want = log_probs[0, 0, 3] + log_probs[0, 1, 9]
+  np.testing.assert_allclose(got[0], want, atol=1e-5)
+
+
+def test_dropout_is_drawn_and_every_parameter_learns(model, params):
+  def loss(params, key):
+    logits = model.apply(
+      {"params": params},
+      INPUTS,
+      shift_right(EVERY),
+      deterministic=False,
+      dropout_rate=jnp.float32(0.3),
+      rngs={"dropout": key},
+    )
+    return jnp.sum(jnp.sin(logits))
+
+  step = jax.jit(jax.value_and_grad(loss))
+  one, grads = step(params, jax.random.key(0))
+  two, _ = step(params, jax.random.key(1))
+  assert one != two
+  for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+    assert np.abs(grad).max() > 0, path
+  logical_axes(params)  # every parameter has its axes
+
+
+def test_the_head_may_be_tied():
+  model = RQTransformer(
+    T5Config(vocab_size=11, emb_dim=8, logits_via_embedding=True), LEVELS
+  )
+  params = model.init(jax.random.key(0), INPUTS, NEXT)["params"]
+  assert "logits_dense" not in params["decoder"]
+
+
+def test_targets_of_no_number_of_items_are_refused(model, params):
+  for tokens in (jnp.zeros((2, 3), jnp.int32), jnp.zeros((2, 8), jnp.int32)):
+    with pytest.raises(checks.InputError, match="neither one item of 2 nor"):
+      model.apply({"params": params}, INPUTS, tokens)
