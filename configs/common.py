@@ -83,14 +83,15 @@ def amazon2014(arg: str) -> config_dict.ConfigDict:
     c.optimizer.warmup_steps = 100
     c.evaluation.batch_size = 1_024
   if arg == "cpu":
-    c.task.max_history = 8
+    c.embedding.name = "text_and_co_occurrence"
+    c.task.augmentation = "sequences"
     c.model.update(
-      dtype="float32", emb_dim=64, num_heads=4, head_dim=16, mlp_dim=256,
-      num_encoder_layers=2, num_decoder_layers=2,
+      name="rq_transformer", dtype="float32", emb_dim=64, num_heads=4,
+      head_dim=16, mlp_dim=256, num_encoder_layers=2, num_decoder_layers=1,
     )  # fmt: skip
     c.training.update(
-      replicas=1, batch_size=256, num_steps=4_000, eval_every_steps=500
+      replicas=1, batch_size=256, num_steps=2_000, eval_every_steps=500
     )
-    c.optimizer.learning_rate = 3e-3
+    c.optimizer.update(learning_rate=3e-3, warmup_steps=100)
     c.validation.num_users = 4_000
   return c

@@ -71,29 +71,42 @@ class RMSNorm(nn.Module):
 
 
 class Embedding(nn.Module):
-  """Token embeddings, and the tied output head when there is one."""
+  """Token embeddings, and the tied output head when there is one.
+
+  Attributes:
+    num_embeddings: V.
+    features: E.
+    dtype: Of what is looked up.
+    scaled: Whether the table is sqrt(E) times smaller than what is looked up.
+      An untrained network is the same, but Adam, whose updates know no scale,
+      moves it sqrt(E) times as far: what a table needs whose rows are seen a
+      few times an epoch. T5X's is not scaled.
+  """
 
   num_embeddings: int
   features: int
   dtype: jnp.dtype = jnp.dtype("float32")
+  scaled: bool = False
 
   def setup(self):
-    """Declares the table [V, E], unit normal."""
+    """Declares the table [V, E], normal of variance 1, or 1 / E if scaled."""
+    self._scale = math.sqrt(self.features) if self.scaled else 1.0
     self.embedding = self.param(
       "embedding",
-      nn.initializers.normal(stddev=1.0),
+      nn.initializers.normal(stddev=1.0 / self._scale),
       (self.num_embeddings, self.features),
       jnp.float32,
     )
 
   def __call__(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch E"]:
     """Looks tokens up; ids past the table are clipped to its last row."""
-    return lookup.lookup(self.embedding.astype(self.dtype), tokens)
+    rows = lookup.lookup(self.embedding.astype(self.dtype), tokens)
+    return rows * jnp.asarray(self._scale, self.dtype)
 
   def attend(self, x: Float[Array, "*batch E"]) -> Float[Array, "*batch V"]:
-    """Returns x @ table.T / sqrt(E) in float32: the tied head's logits."""
+    """Returns x @ rows.T / sqrt(E) in float32: the tied head's logits."""
     logits = jnp.dot(x.astype(jnp.float32), self.embedding.T)
-    return logits / math.sqrt(self.features)
+    return logits * (self._scale / math.sqrt(self.features))
 
 
 class MLP(nn.Module):

@@ -31,7 +31,7 @@ class ItemEncoder(nn.Module):
     """Declares embedding, position bias, layers and the last norm."""
     cfg = self.config
     self.token_embedder = layers.Embedding(
-      cfg.vocab_size, cfg.emb_dim, cfg.activation_dtype
+      cfg.vocab_size, cfg.emb_dim, cfg.activation_dtype, scaled=True
     )
     self.relpos_bias = attention.RelativePositionBias(cfg, bidirectional=False)
     self.layers = [
@@ -66,7 +66,7 @@ class CodeDecoder(nn.Module):
     """Declares embedding, position bias, layers, the last norm and the head."""
     cfg = self.config
     self.token_embedder = layers.Embedding(
-      cfg.vocab_size, cfg.emb_dim, cfg.activation_dtype
+      cfg.vocab_size, cfg.emb_dim, cfg.activation_dtype, scaled=True
     )
     self.relpos_bias = attention.RelativePositionBias(cfg, bidirectional=False)
     self.layers = [

@@ -59,10 +59,10 @@ class SASRec(nn.Module):
         "use collisions.name='sparse_id'."
       )
     self.token_embedder = layers.Embedding(
-      cfg.vocab_size, cfg.emb_dim, cfg.activation_dtype
+      cfg.vocab_size, cfg.emb_dim, cfg.activation_dtype, scaled=True
     )
     self.position_embedder = layers.Embedding(
-      self.max_history, cfg.emb_dim, cfg.activation_dtype
+      self.max_history, cfg.emb_dim, cfg.activation_dtype, scaled=True
     )
     self.layers = [
       decoder_only.Layer(cfg) for _ in range(cfg.num_decoder_layers)

@@ -72,12 +72,13 @@ def _forward(params, items, target):
   params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
   encoder, decoder = params["encoder"], params["decoder"]
   x = encoder["token_embedder"]["embedding"][np.array(items)].sum(axis=1)
+  x = x * np.sqrt(8)
   for index in range(2):
     bias = encoder["relpos_bias"]["rel_embedding"]
     x = _layer(x, encoder[f"layers_{index}"], bias)
   wanted = _norm(x, encoder["encoder_norm"])[-1]
   tokens = [0, *target[:-1]]
-  y = wanted + decoder["token_embedder"]["embedding"][tokens]
+  y = wanted + decoder["token_embedder"]["embedding"][tokens] * np.sqrt(8)
   y = _layer(y, decoder["layers_0"], decoder["relpos_bias"]["rel_embedding"])
   y = _norm(y, decoder["decoder_norm"])
   return y @ decoder["logits_dense"]["kernel"]

@@ -41,7 +41,7 @@ def _forward(params, items):
   def norm(x, part):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * part["scale"]
 
-  x = table[items] + positions[3 - len(items) :]
+  x = (table[items] + positions[3 - len(items) :]) * np.sqrt(8)
   for index in range(2):
     layer = params[f"layers_{index}"]
     y = norm(x, layer["pre_self_attention_layer_norm"])
@@ -59,7 +59,7 @@ def _forward(params, items):
     hidden = np.maximum(y @ layer["mlp"]["wi"]["kernel"], 0)
     x = x + hidden @ layer["mlp"]["wo"]["kernel"]
   x = norm(x[-1], params["decoder_norm"])
-  return x @ table.T / np.sqrt(8)
+  return x @ table.T
 
 
 def test_logits_are_those_of_plain_numpy(model, params):
