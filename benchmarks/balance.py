@@ -23,11 +23,14 @@ from gr_jax.stages.config import RunConfig
 from gr_jax.stages.workdir import Workdir
 from gr_jax.tokenizers import TOKENIZERS
 
-NAMES = (
-  "residual_kmeans",
-  "sinkhorn_residual_kmeans",
-  "balanced_residual_kmeans",
-)
+ROWS = {
+  "residual_kmeans": {},
+  "sinkhorn_residual_kmeans": {},
+  "balanced_residual_kmeans": {},
+  "balanced_residual_kmeans, slack 0": {"slack": 0.0},
+  "balanced_residual_kmeans, slack 0.1": {"slack": 0.1},
+  "balanced_residual_kmeans, slack 0.5": {"slack": 0.5},
+}
 COLUMNS = (
   "data",
   "tokenizer",
@@ -57,13 +60,15 @@ def main() -> None:
   parser.add_argument("folders", nargs="+", help="data folders")
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument("--codes", type=int, default=256, help="K, three levels")
+  parser.add_argument("--rows", default=";".join(ROWS), help="some of these")
   args = parser.parse_args()
   print("| " + " | ".join(COLUMNS) + " |")
   print("| --- | --- |" + " ---: |" * (len(COLUMNS) - 2))
   for folder in args.folders:
     x = vectors_of(folder)
-    for name in NAMES:
-      tokenizer = TOKENIZERS[name](codebook_sizes=(args.codes,) * 3)
+    for name in filter(None, args.rows.split(";")):
+      kind, sizes = name.split(",")[0], (args.codes,) * 3
+      tokenizer = TOKENIZERS[kind](codebook_sizes=sizes, **ROWS[name])
       reports = [
         tokenizer.fit(x, key=jax.random.key(seed))[1]
         for seed in range(args.seeds)

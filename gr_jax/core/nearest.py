@@ -5,6 +5,7 @@ precision by default, so that an item's codes do not depend on the hardware.
 """
 
 import functools
+from collections.abc import Callable
 from typing import no_type_check
 
 import jax
@@ -21,6 +22,8 @@ from gr_jax.core.precision import row_dots
 # CPU's cache; an accelerator wants few, large kernels.
 _BLOCK_ELEMENTS = 1 << 22
 _LARGE_BLOCK_ELEMENTS = 1 << 27
+# Numbers in the rows that the kernel takes at once: it needs them twice more.
+_KERNEL_ELEMENTS = 1 << 27
 
 
 @no_type_check  # leaves may be shapes, or anything in a tree.map
@@ -121,18 +124,22 @@ def _nearest_fused(
   interpret: bool = False,
 ) -> Nearest:
   """`nearest` by the kernel."""
-  x, codebook = _operands(x, codebook, centered)
-  if precision == "bfloat16":
-    codes, _, _ = nearest_kernel.best_two(
-      x, codebook, parts=1, interpret=interpret
-    )
-  else:
-    plain = functools.partial(nearest_code, centered=False)
-    codes = nearest_kernel.codes_as_plain(
-      x, codebook, plain, interpret=interpret
-    )
-  error = jnp.sum(jnp.square(x - codebook[codes]), axis=-1)
-  return Nearest(codes=codes, squared_distance=error)
+
+  def block(rows: jax.Array) -> Nearest:
+    rows, codes = _operands(rows, codebook, centered)
+    if precision == "bfloat16":
+      found, _, _ = nearest_kernel.best_two(
+        rows, codes, parts=1, interpret=interpret
+      )
+    else:
+      plain = functools.partial(nearest_code, centered=False)
+      found = nearest_kernel.codes_as_plain(
+        rows, codes, plain, interpret=interpret
+      )
+    error = jnp.sum(jnp.square(rows - codes[found]), axis=-1)
+    return Nearest(codes=found, squared_distance=error)
+
+  return _in_chunks(block, x, _KERNEL_ELEMENTS // x.shape[1])
 
 
 def _nearest(
@@ -144,7 +151,6 @@ def _nearest(
   precision: str,
 ) -> Nearest:
   """`nearest` with chunks of a given size."""
-  num_rows = x.shape[0]
 
   def block(rows: jax.Array) -> Nearest:
     rows, codes = _operands(rows, codebook, centered)
@@ -157,6 +163,14 @@ def _nearest(
       squared_distance=_distances(rows, best)[:, 0],
     )
 
+  return _in_chunks(block, x, chunk_size)
+
+
+def _in_chunks(
+  block: Callable[[jax.Array], Nearest], x: jax.Array, chunk_size: int
+) -> Nearest:
+  """Finds the nearest codes of some rows at a time."""
+  num_rows = x.shape[0]
   if num_rows <= chunk_size:
     return block(x)
 

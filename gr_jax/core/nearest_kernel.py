@@ -11,10 +11,12 @@ make them, the row is computed again by the plain form in float32. So the codes
 are the plain form's, all of them.
 
 Written in Pallas for its Triton backend, so far the one that runs this on
-NVIDIA GPUs; `nearest` uses it where it is asked to.
+NVIDIA GPUs; without it the plain form runs. k-means asks for the kernel.
 """
 
 import functools
+import importlib.util
+import re
 from collections.abc import Callable
 
 import jax
@@ -28,8 +30,28 @@ _AGAIN = 1 << 16  # rows computed again at a time
 
 
 def supports(num_rows: int, num_codes: int, width: int) -> bool:
-  """Whether there are blocks enough for a GPU, and each fits on chip."""
-  return num_rows >= 1 << 14 and num_codes >= _CODES and width <= _MOST_WIDTH
+  """Whether the device can, with blocks enough, each of which fits on chip."""
+  fits = num_rows >= 1 << 14 and num_codes >= _CODES and width <= _MOST_WIDTH
+  return fits and _is_known_device()
+
+
+def _is_known_device() -> bool:
+  """Whether JAX runs on an NVIDIA GPU that multiplies bfloat16.
+
+  A guess that a device placement contradicts costs time alone: the kernel is
+  lowered for CUDA only, and the plain form gives the same codes.
+  """
+  if jax.default_backend() != "gpu" or not _has_backend():
+    return False
+  capability = getattr(jax.local_devices()[0], "compute_capability", "")
+  is_number = re.fullmatch(r"\d+\.\d", str(capability)) is not None
+  return is_number and float(capability) >= 8
+
+
+def _has_backend() -> bool:
+  """Whether this jax still holds the backend that compiles the kernel."""
+  name = "jax.experimental.pallas.triton"
+  return importlib.util.find_spec(name) is not None
 
 
 def split(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -21,7 +21,14 @@ from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.core import checks, nearest, progress, row_split
 from gr_jax.core.row_split import RowSplit
-from gr_jax.tokenizers import base, kmeans, reporting, select, serial_choice
+from gr_jax.tokenizers import (
+  base,
+  capped,
+  kmeans,
+  reporting,
+  select,
+  serial_choice,
+)
 from gr_jax.tokenizers.residual_kmeans import (
   CodebooksState,
   abstract_codebooks,
@@ -123,6 +130,7 @@ def fit(
   key: jax.Array,
   max_iters: int,
   order: str = "given",
+  slack: float | None = None,
   windows: serial_choice.Windows | None = None,
   split: RowSplit | None = None,
 ) -> BalancedFit:
@@ -135,6 +143,8 @@ def fit(
     max_iters: Most passes, static.
     order: Whose turn is first: "given" by cluster number, "random" anew in
       every pass, "demand" by how many items are nearest to it, most first.
+    slack: In place of Algorithm 1, every pass gives each item its nearest
+      cluster with room for it, (1 + slack) N / K items; static. See `capped`.
     windows: As for `balanced_assign`, static.
     split: How the rows lie on several devices. The codes are the same but for
       the rounding of means.
@@ -151,13 +161,14 @@ def fit(
     key,
     max_iters=max_iters,
     order=order,
+    slack=slack,
     windows=windows,
     split=split,
   )
 
 
 @functools.partial(
-  jax.jit, static_argnames=("max_iters", "order", "windows", "split")
+  jax.jit, static_argnames=("max_iters", "order", "slack", "windows", "split")
 )
 def _fit(x, centers, key, *, split: RowSplit | None, **options) -> BalancedFit:
   run = functools.partial(_fit_part, split=split, **options)
@@ -177,6 +188,7 @@ def _fit_part(
   *,
   max_iters: int,
   order: str,
+  slack: float | None,
   windows: serial_choice.Windows | None,
   split: RowSplit | None,
 ) -> BalancedFit:
@@ -199,6 +211,9 @@ def _fit_part(
     return jnp.arange(num_codes, dtype=jnp.int32)
 
   def assign(centers: jax.Array, whose: jax.Array) -> jax.Array:
+    if slack is not None:
+      cap = capped.cap_of(num_rows, num_codes, slack)
+      return capped.capped_assign(x, centers, cap=cap, split=split)
     if split is None:
       return balanced_assign(x, centers, counts, whose, windows=windows)
     return serial_choice.choose(
@@ -219,9 +234,11 @@ def _fit_part(
     codes = assign(found.codebook, turns(found.codebook, found.num_iters))
     far = jnp.where(real[:, None], x - found.codebook[codes], 0.0)
     inertia = total(jnp.sum(jnp.square(far)))
-    sums = total(kmeans.sum_by_code(codes, x, num_codes))
+    sums, sizes = total(kmeans.sum_and_count(codes, x, num_codes))
+    means = sums / jnp.maximum(sizes, 1.0)[:, None]
     after = BalancedFit(
-      codebook=sums / counts.astype(jnp.float32)[:, None],
+      # With slack a cluster may hold nothing; it stays.
+      codebook=jnp.where(sizes[:, None] > 0, means, found.codebook),
       codes=codes,
       inertias=found.inertias.at[found.num_iters].set(inertia),
       num_iters=found.num_iters + 1,
@@ -246,6 +263,9 @@ class BalancedResidualKMeans:
   Balance is a property of the fitted items as a whole: their codes are
   `FitReport.codes`. `encode` gives any row its nearest codes, which for a
   fitted item may differ from its balanced ones.
+
+  With `slack` the balance is relaxed: no code has more than (1 + slack) N / K
+  items, and every item the nearest code with room for it (`capped`).
   """
 
   hierarchical: ClassVar[bool] = True
@@ -255,12 +275,20 @@ class BalancedResidualKMeans:
   max_iters: int = 20  # passes of Algorithm 1 per level
   order: str = "given"  # whose turn is first: given, random, demand
   init_kmeans: bool = False  # start from k-means++ seeds, not random rows
+  slack: float | None = None  # how much more than N / K; None: Algorithm 1
 
   def __post_init__(self):
     """Refuses impossible options."""
     base.check_sizes(self.codebook_sizes)
     checks.check_known(self.order, ORDERS, "order")
     checks.check_at_least(1, max_iters=self.max_iters)
+    if self.slack is not None:
+      checks.check_at_least(0, slack=self.slack)
+      if self.order != "given":
+        raise checks.InputError(
+          f"With slack={self.slack} no cluster's turn is first; leave "
+          f"order={self.order!r} out."
+        )
 
   def fit(
     self,
@@ -312,6 +340,7 @@ class BalancedResidualKMeans:
           key=pass_key,
           max_iters=self.max_iters,
           order=self.order,
+          slack=self.slack,
           split=split,
         )
         residual = subtract(residual, found.codebook, found.codes)

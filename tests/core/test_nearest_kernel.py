@@ -1,5 +1,8 @@
 """The kernel, interpreted, against the plain form: the same codes."""
 
+import types
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -31,6 +34,18 @@ def test_float32_codes_are_the_plain_ones(kind):
   )
 
 
+def test_chunks_of_rows_change_no_code(monkeypatch):
+  x, codebook = case("normal")
+  options = {"centered": True, "precision": "float32", "interpret": True}
+  whole = nearest._nearest_fused(x, codebook, **options)
+  monkeypatch.setattr(nearest, "_KERNEL_ELEMENTS", 128 * x.shape[1])
+  parts = nearest._nearest_fused(x, codebook, **options)
+  np.testing.assert_array_equal(parts.codes, whole.codes)
+  np.testing.assert_allclose(
+    parts.squared_distance, whole.squared_distance, rtol=1e-6
+  )
+
+
 def test_rows_too_close_to_call_are_computed_again():
   x, codebook = case("close")
   _, best, second = nearest_kernel.best_two(
@@ -58,7 +73,25 @@ def test_bfloat16_codes_of_whole_numbers_are_exact():
   np.testing.assert_array_equal(found.codes, plain)
 
 
-def test_other_platforms_take_the_plain_form():
+def test_other_platforms_take_the_plain_form(monkeypatch):
+  # Traced for a GPU, lowered for a CPU.
+  monkeypatch.setattr(nearest_kernel, "_is_known_device", lambda: True)
   x, codebook = case("normal", num_rows=1 << 14, num_codes=128, width=4)
   found = nearest.nearest_code(x, codebook, fused=True)
   np.testing.assert_array_equal(found, nearest.nearest_code(x, codebook))
+
+
+@pytest.mark.parametrize(
+  ("capability", "known"),
+  [("9.0", True), ("8.0", True), ("7.5", False), ("gfx942", False)],
+)
+def test_devices_without_bfloat16_take_the_plain_form(
+  monkeypatch, capability, known
+):
+  size = (1 << 14, 128, 64)
+  assert not nearest_kernel.supports(*size)  # a CPU
+  device = types.SimpleNamespace(compute_capability=capability)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.setattr(jax, "local_devices", lambda: [device])
+  assert nearest_kernel.supports(*size) == known
+  assert not nearest_kernel.supports(1 << 14, 128, 384)
