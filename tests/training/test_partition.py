@@ -1,5 +1,7 @@
 """Parameters split by rules: same numbers on every mesh, smaller shards."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,8 @@ from gr_jax.core import checks
 from gr_jax.core import mesh as mesh_lib
 from gr_jax.decoding import trie as trie_lib
 from gr_jax.evaluation import evaluator
+from gr_jax.models import RQTransformer, SASRec
+from gr_jax.tasks import windows
 from gr_jax.training import loaders, loop, optimizer, partition, step
 from gr_jax.training.state import init_state
 
@@ -91,6 +95,38 @@ def test_every_mesh_trains_as_one_device(
   got = _predict(world, model, _first(state), mesh)
   np.testing.assert_array_equal(want.item_index, got.item_index)
   np.testing.assert_allclose(want.scores, got.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "network",
+  [
+    lambda config: RQTransformer(config, 2),
+    pytest.param(
+      lambda config: SASRec(config, 2, 4), marks=pytest.mark.slow, id="sasrec"
+    ),
+  ],
+)
+def test_networks_over_items_train_alike_on_many_devices(
+  world, model, one_device, network
+):
+  examples = windows.training_examples(
+    world.interactions, world.split, "sequences", 4
+  )
+  sequences = dataclasses.replace(
+    world,
+    layout=dataclasses.replace(world.layout, every_item=True),
+    data=windows.with_examples(world.data, examples),
+  )
+  net = network(model.config)
+  want_state, want_rows = _train(sequences, net, one_device, {})
+  mesh = mesh_lib.make_mesh(jax.devices()[:NUM_DEVICES], data=4, model=2)
+  state, rows = _train(sequences, net, mesh, partition.RULES["fsdp_tensor"])
+  np.testing.assert_allclose(rows, want_rows, rtol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+    jax.device_get(state.params),
+    jax.device_get(want_state.params),
+  )
 
 
 def _first(state):
