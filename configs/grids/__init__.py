@@ -5,7 +5,8 @@ the whole section; any other changes the keys it gives. "retrieval" in a cell
 compares ways to retrieve, see `RetrievalOptions`.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import config_dict
@@ -14,6 +15,8 @@ from configs import common, quickstart, sasrec
 
 # Cell -> section -> changes.
 Cells = Mapping[str, Mapping[str, Any]]
+# Bits of a code in place of 8, and epochs of fits by gradient.
+_SMALLER = {"smoke": (3, 4), "cpu": (6, 200)}
 _BY_GRADIENT = ("rq_vae", "rvq", "fsq", "opmq")
 
 
@@ -21,17 +24,28 @@ def base(arg: str) -> config_dict.ConfigDict:
   """Returns what all cells share.
 
   Args:
-    arg: "" for an accelerator, "short" for a quarter of its steps, "cpu" for
-      two CPU cores, "smoke" for synthetic data and seconds a cell.
+    arg: "" for an accelerator, "short" for minutes of one (the network of items
+      and fewer steps), "cpu" for minutes a cell on a CPU core and catalogs of
+      some thousand items, "smoke" for synthetic data and seconds a cell.
   """
   if arg == "smoke":
     return quickstart.get_config("smoke")
-  if arg != "short":
-    return common.amazon2014(arg)
-  c = common.amazon2014("")
-  c.training.update(num_steps=2_000, eval_every_steps=500, patience=0)
-  c.optimizer.warmup_steps = 200
-  c.evaluation.batch_size = 1_024
+  if arg == "short":
+    c = common.amazon2014("best")
+    c.embedding = common.amazon2014("").embedding
+    return c
+  c = common.amazon2014(arg)
+  if arg == "cpu":
+    c.embedding.name = "precomputed"
+    c.tokenizer.codebook_sizes = (64, 64, 64)  # as many items a code
+    c.model.update(mlp_dim=128, dropout_rate=0.0)
+    c.training.update(
+      replicas=3, batch_size=32, num_steps=1_800, eval_every_steps=600,
+      patience=0,
+    )  # fmt: skip
+    c.optimizer.warmup_steps = 200
+    c.validation.num_users = 1_000
+    c.decoding.beam_width = 20
   return c
 
 
@@ -45,8 +59,10 @@ def of_tokens(arg: str, **changes: Any) -> dict[str, Any]:
     arg: As of `base`.
     **changes: Section -> further changes.
   """
-  c = base(arg if arg in ("smoke", "cpu") else "")
-  model = {**c.model.to_dict(), **changes.pop("model", {})}
+  model = base(arg if arg in _SMALLER else "").model.to_dict()
+  model["name"] = "encoder_decoder"
+  model["num_decoder_layers"] = model["num_encoder_layers"]
+  model |= changes.pop("model", {})
   task = {"augmentation": "prefixes", **changes.pop("task", {})}
   return {"model": model, "task": task, **changes}
 
@@ -62,9 +78,13 @@ def handbook(arg: str, **grids: Cells) -> config_dict.ConfigDict:
     for section in ("tokenizer", "collisions", "model")
   }
   grids = {**grids, "baselines": {"sasrec": yardstick}}
-  if arg == "smoke":
+  if arg in _SMALLER:
+    # Names of shapes are what they say.
+    fixed = ("shape",) if arg == "cpu" else ()
     grids = {
-      grid: {name: _shrunk(c, cell) for name, cell in cells.items()}
+      grid: cells
+      if grid in fixed
+      else {name: _smaller(arg, c, cell) for name, cell in cells.items()}
       for grid, cells in grids.items()
     }
   c.grids = {name: dict(cells) for name, cells in grids.items()}
@@ -75,28 +95,43 @@ def handbook(arg: str, **grids: Cells) -> config_dict.ConfigDict:
   return c
 
 
-def _shrunk(c: config_dict.ConfigDict, cell: Mapping[str, Any]) -> Cells:
-  """Returns a cell's changes in sizes that suit the smoke settings."""
+def _smaller(
+  arg: str, c: config_dict.ConfigDict, cell: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns a cell's changes in sizes that suit small settings."""
+  bits, num_epochs = _SMALLER[arg]
   changes = {section: dict(change) for section, change in cell.items()}
   tokenizer = changes.get("tokenizer", {})
-  for key in ("codebook_sizes", "residual_sizes", "subspace_sizes"):
+  for key in ("codebook_sizes", "residual_sizes", "subspace_sizes", "levels"):
     if key in tokenizer:
-      tokenizer[key] = tuple(max(k // 32, 2) for k in tokenizer[key])
-  if "levels" in tokenizer:
-    tokenizer["levels"] = (2, 2, 2)
+      tokenizer[key] = _fewer_bits(tokenizer[key], bits / 8)
   if "num_bits" in tokenizer:
-    tokenizer["num_bits"] = 3
+    tokenizer["num_bits"] = bits
   if tokenizer.get("name") in _BY_GRADIENT:
-    tokenizer["num_epochs"] = 4
+    tokenizer["num_epochs"] = num_epochs
   if "name" in changes.get("model", {}):
     sizes = ("dtype", "emb_dim", "num_heads", "head_dim", "mlp_dim")
     changes["model"] |= {key: c.model[key] for key in sizes}
+  if "retrieval" in changes:
+    changes["retrieval"]["num_users"] = 16 if arg == "smoke" else 500
+  if arg == "cpu":
+    return changes
   if "dim" in changes.get("embedding", {}):
     changes["embedding"]["dim"] = 16
   if changes.get("collisions", {}).get("name") in ("knn", "random_last_level"):
     changes["collisions"]["capacity"] = 4
   if "remove_top_codes" in changes.get("hourglass", {}):
     changes["hourglass"]["remove_top_codes"] = 2
-  if "retrieval" in changes:
-    changes["retrieval"]["num_users"] = 16
   return changes
+
+
+def _fewer_bits(sizes: Sequence[int], share: float) -> tuple[int, ...]:
+  """Returns codebook sizes of a share of the bits, spread as they were."""
+  done = total = 0
+  result = []
+  for size in sizes:
+    total += math.log2(size)
+    bits = max(math.floor(total * share) - done, 1)
+    done += bits
+    result.append(2**bits)
+  return tuple(result)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import shutil
 import threading
 
@@ -19,9 +20,7 @@ CELLS = {
     "free_beam_50": {"decoding": {"constrained": False}},
     "beside": {"retrieval": {"num_users": 16, "beam_widths": (10,)}},
   },
-  "broken": {
-    "too_many_codes": {"tokenizer": {"codebook_sizes": (16_384,) * 2}}
-  },
+  "broken": {"too_many_codes": {"tokenizer": {"codebook_sizes": (2**24,) * 2}}},
   "collisions": {"extra_level": {"collisions": {"name": "extra_level"}}},
 }
 
@@ -57,6 +56,17 @@ def test_every_cell_of_the_handbook_is_a_valid_run():
     keys = [cell.key for cell in chosen]
     assert len(set(keys)) == len(keys)
     assert set(keys) == {cell.key for cell in found.cells}
+
+
+@pytest.mark.parametrize("arg", ["", "short", "cpu"])
+def test_tokenizers_are_compared_at_equal_bits(arg):
+  found = stage.HandbookConfig.from_dict(handbook.get_config(arg).to_dict())
+  bits = {
+    cell.name: math.prod(cell.config.tokenizer.codebook_sizes)
+    for cell in found.cells
+    if cell.grid in ("tokenizer", "balance", "codebook")
+  }
+  assert set(bits.values()) == {2 ** (18 if arg == "cpu" else 24)}, bits
 
 
 def test_patterns_choose_cells():
