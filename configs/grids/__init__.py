@@ -40,10 +40,10 @@ def base(arg: str) -> config_dict.ConfigDict:
     c.tokenizer.codebook_sizes = (64, 64, 64)  # as many items a code
     c.model.update(mlp_dim=128, dropout_rate=0.0)
     c.training.update(
-      replicas=3, batch_size=32, num_steps=1_800, eval_every_steps=600,
+      replicas=3, batch_size=32, num_steps=800, eval_every_steps=400,
       patience=0,
     )  # fmt: skip
-    c.optimizer.warmup_steps = 200
+    c.optimizer.warmup_steps = 100
     c.validation.num_users = 1_000
     c.decoding.beam_width = 20
   return c
