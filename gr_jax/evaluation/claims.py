@@ -7,6 +7,8 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float
 
+from gr_jax.evaluation import metrics
+
 HELD, DID_NOT_HOLD, DEPENDS = "held", "did not hold", "depends"
 NOT_MEASURED = "not measured"
 # Two systems are level when they differ by at most this share of the second.
@@ -185,11 +187,24 @@ class Difference:
 
 
 def difference(
-  first: Float[np.ndarray, "n"], second: Float[np.ndarray, "m"]
+  first: Float[np.ndarray, "n"],
+  second: Float[np.ndarray, "m"],
+  *,
+  paired: bool = False,
 ) -> Difference:
-  """Compares the replicas of two cells by Welch's t interval."""
+  """Compares the replicas of two cells by a t interval.
+
+  Args:
+    first: The first cell's values, one a replica.
+    second: The second's.
+    paired: Whether replicas are the same networks in both, as where only the
+      decoding differs: their differences count. Else Welch's interval.
+  """
   low = high = float("nan")
-  if min(first.size, second.size) > 1:
+  if paired:
+    found = metrics.student_interval(first - second)
+    low, high = found.low, found.high
+  elif min(first.size, second.size) > 1:
     if np.ptp(first) == np.ptp(second) == 0:  # no spread, no t
       low = high = float(first[0] - second[0])
     else:

@@ -97,7 +97,8 @@ def _most(values: Iterable[str]) -> str:
   if not counts:
     return ""
   others = len(counts) - 1
-  return counts[0][0] + (f" (and {others} others)" if others else "")
+  more = f" (and {others} other{'s' * (others > 1)})" if others else ""
+  return counts[0][0] + more
 
 
 def grid_table(records: Sequence[Record], grid: str) -> Table:
@@ -171,11 +172,15 @@ def claims_table(data_sets: DataSets) -> Table:
   for claim in claims.CLAIMS:
     found = {}
     for name, records in data_sets.items():
-      values = [
-        _replicas(records, cell) for cell in (claim.first, claim.second)
-      ]
-      if all(v is not None for v in values):
-        found[name] = claims.difference(*values)
+      first, second = (
+        _find(records, cell) for cell in (claim.first, claim.second)
+      )
+      if first is not None and second is not None:
+        found[name] = claims.difference(
+          _replicas(first),
+          _replicas(second),
+          paired=_generator(first) == _generator(second),
+        )
     published = "–"
     if claim.published:
       published = "{:.4f}, {:.4f}".format(*claim.published)
@@ -304,8 +309,9 @@ def _sections(data_sets: DataSets) -> list[tuple[str, str, Table]]:
     (
       "Published claims",
       f"{_METRIC}, nothing removed from the ranking: means over replicas and "
-      "the 95 % interval of their difference (Welch). Held: the interval lies "
-      "on the claimed side of 0; of claims that two are level, within "
+      "the 95 % interval of their difference (Welch; replica by replica where "
+      "only the decoding differs). Held: the interval lies on the claimed side "
+      "of 0; of claims that two are level, within "
       f"{100 * claims.LEVEL_MARGIN:.0f} % of the second. Depends: the interval "
       "does not decide, or data sets disagree.",
       claims_table(data_sets),
@@ -355,11 +361,20 @@ def _grid_sections(
   return sections
 
 
-def _replicas(records: Iterable[Record], cell: claims.Cell) -> Any:
+def _find(records: Iterable[Record], cell: claims.Cell) -> Record | None:
   for record in records:
     if (record["grid"], record["name"]) == cell and "metrics" in record:
-      return np.array(record["metrics"][_FORM][_METRIC], np.float64)
+      return record
   return None
+
+
+def _replicas(record: Record) -> np.ndarray:
+  return np.array(record["metrics"][_FORM][_METRIC], np.float64)
+
+
+def _generator(record: Record) -> dict[str, Any]:
+  """Returns the settings that decide a record's networks."""
+  return {k: v for k, v in record["settings"].items() if k != "decoding"}
 
 
 def _estimate(estimate: metrics.Estimate) -> str:

@@ -21,6 +21,19 @@ def test_interval_of_a_difference_by_hand():
   )
 
 
+def test_replicas_that_are_the_same_networks_are_compared_one_by_one():
+  first = np.array([0.052, 0.042, 0.061])
+  # They differ far less from their twins than from each other.
+  found = claims.difference(first, first - [0.001, 0.001, 0.002], paired=True)
+  half = scipy.stats.t.ppf(0.975, 2) * (0.001 / 3)
+  np.testing.assert_allclose(
+    [found.low, found.high], [0.004 / 3 - half, 0.004 / 3 + half], rtol=1e-6
+  )
+  same = claims.difference(first, first, paired=True)
+  assert same.verdict(level=True) == HELD
+  assert same.verdict(level=False) == DEPENDS
+
+
 @pytest.mark.parametrize(
   ("low", "high", "above", "level"),
   [

@@ -132,6 +132,22 @@ def test_claims_find_their_cells():
   assert by_claim["LSH codes beat random codes."][-1] == "not measured"
 
 
+def test_cells_of_the_same_networks_are_compared_one_by_one():
+  cells = [
+    _record("decoding", name, [0.04, 0.05, 0.06])
+    for name in ("constrained_beam_50", "free_beam_50")
+  ]
+  claim = "Constrained and free beam search are level."
+
+  def verdict():
+    _, rows = handbook_report.claims_table({"beauty": cells})
+    return {row[0]: row for row in rows}[claim][-1]
+
+  assert verdict() == "depends"  # other tokenizers
+  cells[1]["settings"] = {**cells[0]["settings"], "decoding": {}}
+  assert verdict() == "held"
+
+
 def test_correlation_counts_equal_codes_once():
   measures, target = handbook_report.correlation_points(_records())
   assert measures["collision rate"] == [0.1, 0.2, 0.15]
