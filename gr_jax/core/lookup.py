@@ -13,8 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from gr_jax.core import checks
 from gr_jax.core.precision import bfloat16_parts
 
+_WHOLE_BITS = 24  # of an entry in a sum of whole numbers, its sign included
 # Largest one-hot block held at once: 128 M elements, 256 MB in bfloat16.
 _BLOCK_ELEMENTS = 1 << 27
 
@@ -150,6 +152,52 @@ def scatter_sum(
   # Negative numbers would count from the end: send them past it, to be dropped.
   ids = jnp.where(ids < 0, num_rows, ids)
   return total.at[ids].add(rows.astype(jnp.float32), mode="drop")
+
+
+def whole_number_sum(
+  ids: Int[Array, " B"], rows: Float[Array, "B D"], *, num_rows: int
+) -> Float[Array, "K D"]:
+  """Sums rows of equal id by scatters of integers: the same bits in any order.
+
+  A GPU's scatter adds in an order of its own, so that the last bits of
+  floating-point sums differ from run to run; whole numbers' do not. Entries
+  are rounded to 24 bits below the largest magnitude of all rows, which is no
+  worse than adding B of them in float32, and cut into digits of which B fit
+  into an int32.
+
+  Args:
+    ids: Where each row goes; ids outside [0, num_rows) go nowhere.
+    rows: What is summed, finite.
+    num_rows: K, static.
+
+  Returns:
+    float32 [K, D].
+
+  Raises:
+    InputError: More than 2^29 rows.
+  """
+  digit_bits = 30 - (ids.shape[0] - 1).bit_length()
+  if digit_bits < 1:
+    raise checks.InputError(
+      f"{ids.shape[0]} rows are too many for one sum; add up parts of at most "
+      "2^29."
+    )
+  num_digits = -(-_WHOLE_BITS // digit_bits)
+  # frexp: 2^exponent is above every magnitude.
+  _, exponent = jnp.frexp(jnp.max(jnp.abs(rows.astype(jnp.float32))))
+  shift = _WHOLE_BITS - 1 - exponent
+  whole = jnp.round(jnp.ldexp(rows.astype(jnp.float32), shift))
+  whole = whole.astype(jnp.int32)  # [B, D]
+  ids = jnp.where(ids < 0, num_rows, ids)
+  sums = jnp.zeros((num_rows, rows.shape[1]), jnp.float32)
+  for digit in range(num_digits):
+    part = whole >> (digit * digit_bits)
+    if digit < num_digits - 1:
+      part = part & ((1 << digit_bits) - 1)  # the last one keeps the sign
+    total = jnp.zeros((num_rows, rows.shape[1]), jnp.int32)
+    total = total.at[ids].add(part, mode="drop").astype(jnp.float32)
+    sums = sums + jnp.ldexp(total, digit * digit_bits - shift)
+  return sums
 
 
 def _one_hot_matmul(ids, rows, num_rows, precision):

@@ -17,8 +17,7 @@ from gr_jax.core.row_split import RowSplit
 
 # Seeds are drawn from at most this many rows per code, chosen at random.
 SEED_ROWS_PER_CODE = 64
-_FEW_CODES = 1024  # up to so many are summed by one-hot matmuls on TPUs
-_COPIED_CODES = 4096  # codes times copies of their sums on GPUs
+_FEW_CODES = 1024  # up to so many are summed by one-hot matmuls
 
 
 @no_type_check  # leaves may be shapes, or anything in a tree.map
@@ -187,79 +186,46 @@ def random_rows(
   return x[index] if split is None else jnp.asarray(split.take(x, index))
 
 
-def sum_by_code(
+def sum_and_count(
   codes: Int32[Array, " N"], x: Float[Array, "N D"], num_codes: int
-) -> Float[Array, "K D"]:
-  """Sums the rows of every code in float32.
+) -> tuple[Float[Array, "K D"], Float[Array, " K"]]:
+  """Sums and counts the rows of every code, the same bits in every run.
 
-  A scatter-add on CPUs and NVIDIA GPUs, where its last bits may differ from
-  run to run. Elsewhere few codes would serialize it: up to 1,024 are summed by
-  a one-hot matmul.
+  On NVIDIA GPUs by scatters of whole numbers, on CPUs by a scatter-add.
+  Elsewhere few codes would serialize that: up to 1,024 are summed by a one-hot
+  matmul.
 
   Args:
     codes: Code of every row; any outside [0, K) goes nowhere.
     x: Rows.
     num_codes: K, static.
-  """
-  few = num_codes <= _FEW_CODES
-  scatter = functools.partial(lookup.scatter_sum, num_rows=num_codes)
-  matmul = functools.partial(
-    lookup.one_hot_sum, num_rows=num_codes, precision=lax.Precision.HIGHEST
-  )
-  return lax.platform_dependent(
-    codes,
-    x,
-    cpu=scatter,
-    cuda=functools.partial(_sum_in_copies, num_codes=num_codes),
-    default=matmul if few else scatter,
-  )
-
-
-def _sum_in_copies(codes: jax.Array, x: jax.Array, num_codes: int) -> jax.Array:
-  """A scatter-add to several copies of the sums, which are added up.
-
-  Neighboring rows go to different copies: few codes, or rows in the order of
-  their codes, do not wait for each other.
-  """
-  copies = max(1, _COPIED_CODES // num_codes)
-  copy = jnp.arange(x.shape[0], dtype=jnp.int32) % copies
-  is_code = (codes >= 0) & (codes < num_codes)
-  place = jnp.where(is_code, codes + num_codes * copy, -1)
-  sums = lookup.scatter_sum(place, x, num_rows=num_codes * copies)
-  return jnp.sum(sums.reshape(copies, num_codes, x.shape[1]), axis=0)
-
-
-def sum_and_count(
-  codes: Int32[Array, " N"], x: Float[Array, "N D"], num_codes: int
-) -> tuple[Float[Array, "K D"], Float[Array, " K"]]:
-  """Sums and counts the rows of every code.
-
-  Args:
-    codes: Code of every row.
-    x: Rows.
-    num_codes: K, static.
 
   Returns:
-    Sums as of `sum_by_code`, and counts as float32, exact below 2^24.
+    float32 sums, and counts as float32, exact below 2^24.
   """
-  sum_up = functools.partial(sum_by_code, num_codes=num_codes)
 
-  def ones(x):
-    return jnp.ones((x.shape[0], 1), x.dtype)
-
-  def apart(codes, x):
-    return sum_up(codes, x), sum_up(codes, ones(x))[:, 0]
+  def apart(codes, x, add=lookup.scatter_sum):
+    sums = add(codes, x, num_rows=num_codes)
+    place = jnp.where(codes < 0, num_codes, codes)
+    counts = jnp.zeros(num_codes, jnp.int32).at[place].add(1, mode="drop")
+    return sums, counts.astype(jnp.float32)
 
   def together(codes, x):
     # One matmul for both: a column of ones counts.
-    sums = sum_up(codes, jnp.concatenate([x, ones(x)], axis=1))
+    ones = jnp.ones((x.shape[0], 1), x.dtype)
+    sums = lookup.one_hot_sum(
+      codes,
+      jnp.concatenate([x, ones], axis=1),
+      num_rows=num_codes,
+      precision=lax.Precision.HIGHEST,
+    )
     return sums[:, :-1], sums[:, -1]
 
   return lax.platform_dependent(
     codes,
     x,
     cpu=apart,
-    cuda=apart,
+    cuda=functools.partial(apart, add=lookup.whole_number_sum),
     default=together if num_codes <= _FEW_CODES else apart,
   )
 

@@ -81,3 +81,29 @@ def test_gradient_survives_jit_vmap_and_scan(key):
     jax.vmap(jax.grad(plain))(tables, ids),
     rtol=1e-6,
   )
+
+
+@pytest.mark.parametrize("num_rows", [1, 7, 300, 70_000])
+def test_whole_number_sums_are_exact_in_any_order(num_rows):
+  draw = np.random.default_rng(0)
+  scale = 10.0 ** draw.integers(-3, 4, (1, 5))
+  rows = (draw.standard_normal((num_rows, 5)) * scale).astype(np.float32)
+  ids = draw.integers(-1, 4, num_rows).astype(np.int32)  # -1 and 3 are none
+  add = jax.jit(lookup.whole_number_sum, static_argnames="num_rows")
+  found = add(jnp.asarray(ids), jnp.asarray(rows), num_rows=3)
+  want = np.zeros((4, 5))
+  np.add.at(want, ids, rows.astype(np.float64))
+  unit = 2.0**-23 * np.abs(rows).max()
+  np.testing.assert_allclose(found, want[:3], atol=unit * max(num_rows, 4))
+  order = draw.permutation(num_rows)
+  again = add(jnp.asarray(ids[order]), jnp.asarray(rows[order]), num_rows=3)
+  np.testing.assert_array_equal(found, again)
+
+
+def test_whole_numbers_sum_exactly():
+  rows = jnp.array([[3.0, -1.0], [-5.0, 0.5], [8.0, -8.0]])
+  ids = jnp.array([0, 0, 1])
+  found = lookup.whole_number_sum(ids, rows, num_rows=3)
+  np.testing.assert_array_equal(found, [[-2.0, -0.5], [8.0, -8.0], [0.0, 0.0]])
+  zeros = lookup.whole_number_sum(ids, 0.0 * rows, num_rows=3)
+  np.testing.assert_array_equal(zeros, 0.0)

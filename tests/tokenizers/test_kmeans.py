@@ -119,16 +119,6 @@ def test_sums_and_counts_by_both_forms():
   np.testing.assert_array_equal(sums[2], [0 + 4 + 6, 1 + 5 + 7])
 
 
-def test_sums_in_copies_drop_rows_without_a_code():
-  draw = np.random.default_rng(0)
-  codes = draw.integers(-1, 6, 5000).astype(np.int32)  # -1 and 5 are none
-  x = draw.integers(-9, 10, (5000, 3)).astype(np.float32)
-  want = np.zeros((7, 3), np.float32)
-  np.add.at(want, codes, x)
-  found = kmeans._sum_in_copies(jnp.asarray(codes), jnp.asarray(x), 5)
-  np.testing.assert_array_equal(found, want[:5])
-
-
 def test_one_trace_serves_every_level(key):
   kmeans.lloyd.clear_cache()
   for seed in range(3):
