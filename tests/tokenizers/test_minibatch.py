@@ -1,5 +1,7 @@
 """Mini-batch k-means: by hand, close to Lloyd, shards, refusals."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,6 +82,24 @@ def test_memory_mapped_shards(tmp_path, key):
   assert report.codes.shape == (1000, 2)
   np.testing.assert_array_equal(report.codes, tokenizer.encode(state, x))
   assert report.mse == pytest.approx(whole.mse, rel=0.05)
+
+
+def test_a_catalog_is_never_in_memory_as_a_whole(tmp_path, key):
+  generator = np.random.default_rng(0)
+  for i in range(4):
+    x = generator.normal(size=(25_000, 64)).astype(np.float32)
+    np.save(tmp_path / f"{i}.npy", x)
+  shards = [np.load(tmp_path / f"{i}.npy", mmap_mode="r") for i in range(4)]
+  tokenizer = minibatch.MiniBatchResidualKMeans(
+    codebook_sizes=(4,), batch_size=512, num_passes=1
+  )
+  tracemalloc.start()
+  try:
+    tokenizer.fit_shards(shards, key=key)
+    _, most = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert most < sum(shard.nbytes for shard in shards) / 2
 
 
 def test_codes_without_rows_are_moved_to_rows(key):
