@@ -70,28 +70,23 @@ def amazon2014(arg: str) -> config_dict.ConfigDict:
     eval_every_steps=500,
     patience=6,
   )
-  if arg == "best":
+  if arg:
     c.embedding.name = "text_and_co_occurrence"
     c.task.augmentation = "sequences"
-    c.model.update(
-      name="rq_transformer",
-      emb_dim=256,
-      num_heads=4,
-      num_decoder_layers=2,
-    )
-    c.training.update(num_steps=1_400, eval_every_steps=200, patience=0)
+    c.model.name = "rq_transformer"
     c.optimizer.warmup_steps = 100
+  if arg == "best":
+    c.model.update(emb_dim=256, num_heads=4, num_decoder_layers=2)
+    c.training.update(num_steps=1_400, eval_every_steps=200, patience=0)
     c.evaluation.batch_size = 1_024
   if arg == "cpu":
-    c.embedding.name = "text_and_co_occurrence"
-    c.task.augmentation = "sequences"
     c.model.update(
-      name="rq_transformer", dtype="float32", emb_dim=64, num_heads=4,
-      head_dim=16, mlp_dim=256, num_encoder_layers=2, num_decoder_layers=1,
+      dtype="float32", emb_dim=64, num_heads=4, head_dim=16, mlp_dim=256,
+      num_encoder_layers=2, num_decoder_layers=1,
     )  # fmt: skip
     c.training.update(
       replicas=1, batch_size=256, num_steps=2_000, eval_every_steps=500
     )
-    c.optimizer.update(learning_rate=3e-3, warmup_steps=100)
+    c.optimizer.learning_rate = 3e-3
     c.validation.num_users = 4_000
   return c

@@ -43,7 +43,6 @@ def base(arg: str) -> config_dict.ConfigDict:
       replicas=3, batch_size=32, num_steps=800, eval_every_steps=400,
       patience=0,
     )  # fmt: skip
-    c.optimizer.warmup_steps = 100
     c.validation.num_users = 1_000
     c.decoding.beam_width = 20
   return c

@@ -6,6 +6,7 @@ stands in front; a position's distance to another is then the same in every
 row, whatever the padding, and the position bias stays one small table.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -88,6 +89,21 @@ class Layer(nn.Module):
     )
     x = x + y
     return x + self.mlp(self.pre_mlp_layer_norm(x)), cache
+
+
+def run_layers(
+  stack: Sequence[Layer],
+  x: Float[Array, "B S E"],
+  *,
+  mask: Bool[Array, "B S S"],
+  bias: Float[Array, "A S S"],
+  dropout: dropout_lib.Dropout | None,
+) -> Float[Array, "B S E"]:
+  """Runs layers one after the other; each takes `LAYER_SITES` of `dropout`."""
+  for index, layer in enumerate(stack):
+    part = sites(dropout, LAYER_SITES * index, LAYER_SITES)
+    x = layer(x, mask=mask, bias=bias, dropout=part)
+  return x
 
 
 class Stack(nn.Module):

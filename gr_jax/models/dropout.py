@@ -63,6 +63,13 @@ def sites(dropout: Dropout | None, first: int, count: int) -> Dropout | None:
   return dropout.replace(seeds=dropout.seeds[first : first + count])
 
 
+def after(dropout: Dropout | None, first: int) -> Dropout | None:
+  """Returns the part of `dropout` without its `first` sites."""
+  if dropout is None:
+    return None
+  return dropout.replace(seeds=dropout.seeds[first:])
+
+
 def drop(
   dropout: Dropout | None,
   site: int,

@@ -44,11 +44,18 @@ def is_item(items: Int[Array, "B H L"]) -> Bool[Array, "B H"]:
 
 
 def item_mask(
-  items: Int[Array, "B H L"], segments: Int[Array, "B H"] | None = None
+  items: Int[Array, "B H L"], segment_ids: Int[Array, "B S"] | None = None
 ) -> Bool[Array, "B H H"]:
-  """True where an item may see another: itself and its example's earlier."""
+  """True where an item may see another: itself and its example's earlier.
+
+  Args:
+    items: From `split_items`.
+    segment_ids: Packed rows only: the example that each token of the row that
+      was split belongs to.
+  """
   mask = is_item(items)[:, None, :] & attention.causal_mask(items.shape[1])
-  if segments is not None:
+  if segment_ids is not None:
+    segments = split_items(segment_ids, items.shape[2])[:, :, 0]  # [B, H]
     mask = mask & attention.segment_mask(segments, segments)
   return mask
 

@@ -19,7 +19,7 @@ from gr_jax.models import attention, decoder_only, item_sequences, layers
 from gr_jax.models import config as config_lib
 from gr_jax.models import dropout as dropout_lib
 from gr_jax.models import encoder_decoder as encdec
-from gr_jax.models.dropout import drop, sites
+from gr_jax.models.dropout import after, drop, sites
 
 
 class ItemEncoder(nn.Module):
@@ -50,10 +50,9 @@ class ItemEncoder(nn.Module):
     bias = self.relpos_bias(places, places)
     x = jnp.sum(self.token_embedder(items), axis=2)
     x = drop(dropout, 0, x)
-    for index, layer in enumerate(self.layers):
-      first = 2 + decoder_only.LAYER_SITES * index
-      part = sites(dropout, first, decoder_only.LAYER_SITES)
-      x = layer(x, mask=mask, bias=bias, dropout=part)
+    x = decoder_only.run_layers(
+      self.layers, x, mask=mask, bias=bias, dropout=after(dropout, 2)
+    )
     return drop(dropout, 1, self.encoder_norm(x))
 
 
@@ -90,10 +89,9 @@ class CodeDecoder(nn.Module):
     mask = jnp.asarray(attention.causal_mask(length))
     mask = jnp.broadcast_to(mask, (tokens.shape[0], length, length))
     x = drop(dropout, 0, self._embed(context, tokens))
-    for index, layer in enumerate(self.layers):
-      first = 2 + decoder_only.LAYER_SITES * index
-      part = sites(dropout, first, decoder_only.LAYER_SITES)
-      x = layer(x, mask=mask, bias=bias, dropout=part)
+    x = decoder_only.run_layers(
+      self.layers, x, mask=mask, bias=bias, dropout=after(dropout, 2)
+    )
     return self._logits(drop(dropout, 1, self.decoder_norm(x)))
 
   def step(
@@ -184,14 +182,8 @@ class RQTransformer(nn.Module):
       decoder_inputs, items, self.num_levels
     )
     item_dropout, code_dropout = self._dropout(deterministic, dropout_rate)
-    segments = None
-    if input_segment_ids is not None:
-      segments = item_sequences.split_items(input_segment_ids, self.num_levels)[
-        :, :, 0
-      ]
-    hidden = self.encoder(
-      items, item_sequences.item_mask(items, segments), item_dropout
-    )
+    mask = item_sequences.item_mask(items, input_segment_ids)
+    hidden = self.encoder(items, mask, item_dropout)
     if num_targets == 1:
       hidden = item_sequences.newest(hidden, items)
     tokens = decoder_inputs.reshape(-1, self.num_levels)

@@ -109,11 +109,7 @@ class SASRec(nn.Module):
     num_targets = item_sequences.count_targets(
       decoder_inputs, items, self.num_levels
     )
-    segments = None
-    if input_segment_ids is not None:
-      segments = item_sequences.split_items(input_segment_ids, self.num_levels)
-      segments = segments[:, :, 0]
-    hidden = self._encode(items, segments, dropout)
+    hidden = self._encode(items, input_segment_ids, dropout)
     if num_targets == 1:
       hidden = item_sequences.newest(hidden, items)
     logits = self._logits(hidden[:, :num_targets])[:, :, None]  # [B, P, 1, V]
@@ -153,8 +149,8 @@ class SASRec(nn.Module):
       return jnp.zeros(shape, jnp.float32), cache
     return jnp.broadcast_to(self._logits(context.memory), shape), cache
 
-  def _encode(self, items, segments, dropout):
-    mask = item_sequences.item_mask(items, segments)  # [B, H, H]
+  def _encode(self, items, segment_ids, dropout):
+    mask = item_sequences.item_mask(items, segment_ids)  # [B, H, H]
     # Items of the same example that come later: positions count from the end.
     seers = mask & item_sequences.is_item(items)[:, :, None]
     later = jnp.sum(seers, axis=1, dtype=jnp.int32) - 1  # [B, H]
@@ -162,10 +158,10 @@ class SASRec(nn.Module):
     x = self.token_embedder(items[:, :, -1]) + self.position_embedder(positions)
     x = dropout_lib.drop(dropout, 0, x)
     bias = jnp.zeros((self.config.num_heads, *mask.shape[1:]), jnp.float32)
-    for index, layer in enumerate(self.layers):
-      first = 1 + decoder_only.LAYER_SITES * index
-      part = dropout_lib.sites(dropout, first, decoder_only.LAYER_SITES)
-      x = layer(x, mask=mask, bias=bias, dropout=part)
+    rest = dropout_lib.after(dropout, 1)
+    x = decoder_only.run_layers(
+      self.layers, x, mask=mask, bias=bias, dropout=rest
+    )
     return self.decoder_norm(x)
 
   def _logits(self, x):

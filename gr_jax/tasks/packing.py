@@ -169,15 +169,14 @@ def make_plan(
     room = room - 1
     width = layout.target_length
     rows = _best_fit(room, width, width)
-    target_room = room
+    target_room, target_width = room, width
   else:
     width = -(-layout.input_length // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
     rows = _cheapest(room, width, _DECODER_COST * layout.target_length)
     target_room = np.full_like(room, layout.target_length)
+    target_width = layout.target_length * max(map(len, rows))
   rows = rows + [[]] * (-len(rows) % row_multiple)
   source, segments = _places(rows, room, layout.input_length, width)
-  most = max(int(target_room[members].sum()) for members in rows if members)
-  target_width = width if layout.every_item else most
   target_source, target_segments = _places(
     rows, target_room, layout.target_length, target_width
   )
