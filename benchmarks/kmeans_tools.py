@@ -116,11 +116,18 @@ def as_options(kind: str) -> tuple[str, bool]:
   return kind.removesuffix(", kernel"), kind.endswith(", kernel")
 
 
-@functools.partial(jax.jit, static_argnames="kind")
-def update(x: jax.Array, centers: jax.Array, kind: str) -> jax.Array:
-  """One Lloyd update."""
-  state, kind, fused = kmeans.from_codebook(centers), *as_options(kind)
-  return kmeans.update(state, x, kind, fused).codebook
+@functools.partial(jax.jit, static_argnames=("kind", "steps"))
+def updates(
+  x: jax.Array, centers: jax.Array, kind: str, steps: int
+) -> kmeans.KMeansState:
+  """Lloyd updates, one after the other."""
+  kind, fused = as_options(kind)
+  return lax.fori_loop(
+    0,
+    steps,
+    lambda _, state: kmeans.update(state, x, kind, fused),
+    kmeans.from_codebook(centers),
+  )
 
 
 @functools.partial(jax.jit, static_argnames="kind")

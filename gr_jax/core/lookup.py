@@ -11,12 +11,16 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.core import checks
 from gr_jax.core.precision import bfloat16_parts
 
-_WHOLE_BITS = 24  # of an entry in a sum of whole numbers, its sign included
+# A sum of whole numbers: entries of 24 bits, their sign included, are cut into
+# two digits, of which so many add up to no more than 2^24.
+_DIGIT = 1 << 12
+_MOST_ADDED = 1 << 13
+_COPIES_APART = 16  # of the sums, where rows are added a part at a time
 # Largest one-hot block held at once: 128 M elements, 256 MB in bfloat16.
 _BLOCK_ELEMENTS = 1 << 27
 
@@ -156,14 +160,17 @@ def scatter_sum(
 
 def whole_number_sum(
   ids: Int[Array, " B"], rows: Float[Array, "B D"], *, num_rows: int
-) -> Float[Array, "K D"]:
-  """Sums rows of equal id by scatters of integers: the same bits in any order.
+) -> tuple[Float[Array, "K D"], Int32[Array, " K"]]:
+  """Sums and counts rows of equal id: the same bits in any order of adding.
 
   A GPU's scatter adds in an order of its own, so that the last bits of
-  floating-point sums differ from run to run; whole numbers' do not. Entries
-  are rounded to 24 bits below the largest magnitude of all rows, which is no
-  worse than adding B of them in float32, and cut into digits of which B fit
-  into an int32.
+  floating-point sums differ from run to run. But it adds float32 faster than
+  whole numbers, and float32 holds whole numbers up to 2^24 exactly. Entries
+  are rounded to 24 bits below the largest magnitude of all rows (or to
+  2^-125), which is no worse than adding B of them in float32, and cut into
+  two digits of at most 2^11. Rows are spread over copies of the sums, so that
+  2^13 of them come together at most. Where one id has too many rows for that,
+  a part of the rows is added at a time.
 
   Args:
     ids: Where each row goes; ids outside [0, num_rows) go nowhere.
@@ -171,33 +178,85 @@ def whole_number_sum(
     num_rows: K, static.
 
   Returns:
-    float32 [K, D].
+    Sums, float32, of exact sums rounded twice, and counts.
 
   Raises:
-    InputError: More than 2^29 rows.
+    InputError: More than 2^28 rows.
   """
-  digit_bits = 30 - (ids.shape[0] - 1).bit_length()
-  if digit_bits < 1:
+  count, width = rows.shape
+  if count > 1 << 28:
     raise checks.InputError(
-      f"{ids.shape[0]} rows are too many for one sum; add up parts of at most "
-      "2^29."
+      f"{count} rows are too many for one sum; add up parts of at most 2^28."
     )
-  num_digits = -(-_WHOLE_BITS // digit_bits)
-  # frexp: 2^exponent is above every magnitude.
+  ids = jnp.where((ids < 0) | (ids >= num_rows), num_rows, ids)
+  # frexp: 2^exponent is above every magnitude. The shift's bounds keep powers
+  # of two normal numbers.
   _, exponent = jnp.frexp(jnp.max(jnp.abs(rows.astype(jnp.float32))))
-  shift = _WHOLE_BITS - 1 - exponent
-  whole = jnp.round(jnp.ldexp(rows.astype(jnp.float32), shift))
-  whole = whole.astype(jnp.int32)  # [B, D]
-  ids = jnp.where(ids < 0, num_rows, ids)
-  sums = jnp.zeros((num_rows, rows.shape[1]), jnp.float32)
-  for digit in range(num_digits):
-    part = whole >> (digit * digit_bits)
-    if digit < num_digits - 1:
-      part = part & ((1 << digit_bits) - 1)  # the last one keeps the sign
-    total = jnp.zeros((num_rows, rows.shape[1]), jnp.int32)
-    total = total.at[ids].add(part, mode="drop").astype(jnp.float32)
-    sums = sums + jnp.ldexp(total, digit * digit_bits - shift)
-  return sums
+  shift = jnp.clip(23 - exponent, -125, 125)
+  one = jnp.float32(1)
+  up = functools.partial(_whole_rows, scale=jnp.ldexp(one, shift))
+  # Twice as many copies as equal shares need.
+  copies = -(-2 * count // (_MOST_ADDED * num_rows))
+  place, counts = _spread(ids, num_rows, copies)
+
+  def at_once() -> jax.Array:
+    return _sum_digits(place, up(rows), num_rows, copies)
+
+  def by_parts() -> jax.Array:
+    size = min(count, _COPIES_APART * _MOST_ADDED)
+
+    def body(step, total):
+      start = jnp.minimum(step * size, count - size)
+      part = lax.dynamic_slice_in_dim(ids, start, size)
+      # The last part starts early: rows that were added go nowhere.
+      is_new = start + jnp.arange(size, dtype=jnp.int32) >= step * size
+      part = jnp.where(is_new, part, num_rows)
+      some = lax.dynamic_slice_in_dim(rows, start, size)
+      place, _ = _spread(part, num_rows, _COPIES_APART)
+      return total + _sum_digits(place, up(some), num_rows, _COPIES_APART)
+
+    total = jnp.zeros((3, num_rows, width), jnp.int32)
+    return lax.fori_loop(0, -(-count // size), body, total)
+
+  fits = jnp.max(counts) <= _MOST_ADDED
+  low, middle, high = lax.cond(fits, at_once, by_parts)
+  middle = middle + low // _DIGIT
+  high = high + middle // _DIGIT
+  low = (middle % _DIGIT) * _DIGIT + low % _DIGIT  # below 2^24
+  down = jnp.ldexp(one, -shift)
+  sums = high.astype(jnp.float32) * (down * _DIGIT**2) + (
+    low.astype(jnp.float32) * down
+  )
+  return sums, jnp.sum(counts.reshape(num_rows, copies), axis=1)
+
+
+def _whole_rows(rows: jax.Array, scale: jax.Array) -> jax.Array:
+  """Whole numbers of at most 2^23, in float32."""
+  return jnp.round(rows.astype(jnp.float32) * scale)
+
+
+def _spread(
+  ids: jax.Array, num_rows: int, copies: int
+) -> tuple[jax.Array, jax.Array]:
+  """Spreads rows over copies of the sums: their places, and how many each."""
+  copy = jnp.arange(ids.shape[0], dtype=jnp.int32) % copies
+  place = ids * copies + copy
+  counts = jnp.zeros((num_rows * copies,), jnp.int32)
+  return place, counts.at[place].add(1, mode="drop")
+
+
+def _sum_digits(
+  place: jax.Array, whole: jax.Array, num_rows: int, copies: int
+) -> jax.Array:
+  """Sums as three digits: int32 [3, K, D], not carried."""
+  high = jnp.floor(whole / _DIGIT + 0.5)
+  totals = []
+  for digit in (whole - high * _DIGIT, high):
+    total = scatter_sum(place, digit, num_rows=num_rows * copies)
+    total = total.reshape(num_rows, copies, -1).astype(jnp.int32)
+    totals.append((jnp.sum(total % _DIGIT, 1), jnp.sum(total // _DIGIT, 1)))
+  (low, middle), (more, high) = totals
+  return jnp.stack([low, middle + more, high])
 
 
 def _one_hot_matmul(ids, rows, num_rows, precision):

@@ -22,8 +22,6 @@ from gr_jax.core.precision import row_dots
 # CPU's cache; an accelerator wants few, large kernels.
 _BLOCK_ELEMENTS = 1 << 22
 _LARGE_BLOCK_ELEMENTS = 1 << 27
-# Numbers in the rows that the kernel takes at once: it needs them twice more.
-_KERNEL_ELEMENTS = 1 << 27
 
 
 @no_type_check  # leaves may be shapes, or anything in a tree.map
@@ -80,8 +78,8 @@ def nearest(
     precision: Of the dot products, static; see `core.precision`. Anything
       but float32 changes some codes.
     fused: Uses the kernel of `core.nearest_kernel` on NVIDIA GPUs, static,
-      for float32 and bfloat16, rows enough and widths of at most 128; the
-      codes are those of the plain form.
+      for float32 and bfloat16, rows enough and widths of at most 128 (384 in
+      bfloat16); the codes are those of the plain form.
 
   Returns:
     Codes (ties to the lowest) and squared distances.
@@ -89,14 +87,16 @@ def nearest(
   x, codebook = jnp.asarray(x), jnp.asarray(codebook)
   num_rows, num_codes = x.shape[0], codebook.shape[0]
   find = functools.partial(_nearest, centered=centered, precision=precision)
-  if fused and nearest_kernel.supports(num_rows, num_codes, x.shape[1]):
-    other = functools.partial(
-      nearest,
-      chunk_size=chunk_size,
-      centered=centered,
-      precision=precision,
-    )
-    if precision != "tfloat32":
+  parts = {"float32": 2, "bfloat16": 1}.get(precision)
+  if fused and parts is not None:
+    size = (num_rows, num_codes, x.shape[1])
+    if nearest_kernel.supports(*size, parts=parts):
+      other = functools.partial(
+        nearest,
+        chunk_size=chunk_size,
+        centered=centered,
+        precision=precision,
+      )
       kernel = functools.partial(
         _nearest_fused, centered=centered, precision=precision
       )
@@ -125,21 +125,27 @@ def _nearest_fused(
 ) -> Nearest:
   """`nearest` by the kernel."""
 
-  def block(rows: jax.Array) -> Nearest:
-    rows, codes = _operands(rows, codebook, centered)
-    if precision == "bfloat16":
-      found, _, _ = nearest_kernel.best_two(
-        rows, codes, parts=1, interpret=interpret
-      )
-    else:
-      plain = functools.partial(nearest_code, centered=False)
-      found = nearest_kernel.codes_as_plain(
-        rows, codes, plain, interpret=interpret
-      )
-    error = jnp.sum(jnp.square(rows - codes[found]), axis=-1)
-    return Nearest(codes=found, squared_distance=error)
-
-  return _in_chunks(block, x, _KERNEL_ELEMENTS // x.shape[1])
+  codebook = codebook.astype(jnp.float32)
+  shift = jnp.zeros(codebook.shape[1:], jnp.float32)
+  if centered:
+    shift = jnp.mean(codebook, axis=0)
+  codes = codebook - shift[None, :]
+  if precision == "bfloat16":
+    (found,) = nearest_kernel.best_two(
+      x, codes, shift, parts=1, interpret=interpret
+    )
+  else:
+    found = nearest_kernel.codes_as_plain(
+      x,
+      codes,
+      shift,
+      functools.partial(nearest_code, centered=False),
+      interpret=interpret,
+    )
+  error = x.astype(jnp.float32) - shift[None, :] - codes[found]
+  return Nearest(
+    codes=found, squared_distance=jnp.sum(jnp.square(error), axis=-1)
+  )
 
 
 def _nearest(

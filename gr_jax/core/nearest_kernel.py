@@ -18,21 +18,32 @@ import functools
 import importlib.util
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-_ROWS, _CODES = 128, 128  # of one block
-_MOST_WIDTH = 128  # rows and codes of a block must fit on chip
+_MOST_WIDTH = {1: 384, 2: 128}  # by parts: a block of rows stays on chip
+_PIECE = 128  # columns of a block's rows in one product
+_FEWEST_CODES = 128
 _AGAIN = 1 << 16  # rows computed again at a time
 
 
-def supports(num_rows: int, num_codes: int, width: int) -> bool:
+class Blocks(NamedTuple):
+  """How the kernel cuts up its work."""
+
+  rows: int = 128
+  codes: int = 64
+  num_warps: int = 8
+  num_stages: int = 3
+
+
+def supports(num_rows: int, num_codes: int, width: int, *, parts: int) -> bool:
   """Whether the device can, with blocks enough, each of which fits on chip."""
-  fits = num_rows >= 1 << 14 and num_codes >= _CODES and width <= _MOST_WIDTH
-  return fits and _is_known_device()
+  enough = num_rows >= 1 << 14 and num_codes >= _FEWEST_CODES
+  return enough and width <= _MOST_WIDTH[parts] and _is_known_device()
 
 
 def _is_known_device() -> bool:
@@ -56,98 +67,130 @@ def _has_backend() -> bool:
 
 def split(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Two bfloat16 numbers whose sum is x to 2^-16 of it."""
-  high = lax.reduce_precision(x, 8, 7)
+  # Rounded by its bits: compilers take a cast to bfloat16 and back for nothing.
+  bits = lax.bitcast_convert_type(x, jnp.int32)
+  bits = (bits + (1 << 15)) & jnp.int32(-1 << 16)
+  high = lax.bitcast_convert_type(bits, jnp.float32)
   return high.astype(jnp.bfloat16), (x - high).astype(jnp.bfloat16)
 
 
-def _kernel(*refs, num_parts: int, num_codes: int):
+def _kernel(*refs, num_parts: int, num_rows: int, blocks: Blocks):
   """Best code, best score and second best of a block of rows."""
-  rows, codes = refs[:num_parts], refs[num_parts : 2 * num_parts]
-  norms, code_ref, best_ref, second_ref = refs[2 * num_parts :]
+  x_ref, shift_ref, norms_ref, *codes = refs[: 3 + num_parts]
+  outputs = refs[3 + num_parts :]
   pairs = [(0, 0), (0, 1), (1, 0)][: 1 if num_parts == 1 else 3]
-
-  def scores(start: jax.Array) -> jax.Array:
-    total = jnp.zeros((_ROWS, _CODES), jnp.float32)
-    for i, j in pairs:
-      b = codes[j][pl.ds(start, _CODES), :]
-      total += jnp.dot(rows[i][:, :], b.T, preferred_element_type=jnp.float32)
-    return norms[pl.ds(start, _CODES)][None, :] - 2.0 * total
+  width = shift_ref.shape[0]
+  piece = min(width, _PIECE)
+  pieces = [pl.ds(i, piece) for i in range(0, width, piece)]
+  # The last block starts early and writes some rows twice, the same.
+  first = jnp.minimum(pl.program_id(0) * blocks.rows, num_rows - blocks.rows)
+  mine = pl.ds(first, blocks.rows)
+  rows = []
+  for columns in pieces:
+    x = x_ref[mine, columns].astype(jnp.float32) - shift_ref[columns][None, :]
+    rows.append(split(x)[:num_parts])
 
   def body(block, carry):
-    code, best, second = carry
-    start = block * _CODES
-    score = scores(start)  # [rows, codes]
-    low = jnp.min(score, axis=1)
-    at = jnp.argmin(score, axis=1).astype(jnp.int32)
-    column = lax.broadcasted_iota(jnp.int32, score.shape, 1)
-    others = jnp.where(column == at[:, None], jnp.inf, score)
-    next_low = jnp.min(others, axis=1)
-    # The loser of the two best, or either's second.
-    second = jnp.minimum(jnp.maximum(best, low), jnp.minimum(second, next_low))
-    better = low < best  # ties stay with the lower code
-    return jnp.where(better, at + start, code), jnp.minimum(best, low), second
+    at, best, second = carry
+    those = pl.ds(block * blocks.codes, blocks.codes)
+    score = jnp.zeros(best.shape, jnp.float32) + norms_ref[those][None, :]
+    for columns, x in zip(pieces, rows, strict=True):
+      for i, j in pairs:
+        score += jnp.dot(
+          x[i], codes[j][those, columns].T, preferred_element_type=jnp.float32
+        )
+    # Each place of the block has a best of its own: no reduction in here.
+    better = score < best  # ties stay with the lower code
+    if num_parts > 1:
+      second = jnp.minimum(second, jnp.maximum(best, score))
+    return jnp.where(better, block, at), jnp.minimum(best, score), second
 
-  far = jnp.full((_ROWS,), jnp.inf, jnp.float32)
-  carry = (jnp.zeros((_ROWS,), jnp.int32), far, far)
-  code, best, second = lax.fori_loop(0, num_codes // _CODES, body, carry)
-  code_ref[:] = code
-  best_ref[:] = best
-  second_ref[:] = second
+  shape = (blocks.rows, blocks.codes)
+  far = jnp.full(shape, jnp.inf, jnp.float32)
+  start = (jnp.zeros(shape, jnp.int32), far, far if num_parts > 1 else None)
+  num_blocks = codes[0].shape[0] // blocks.codes
+  at, best, second = lax.fori_loop(0, num_blocks, body, start)
+  code = at * blocks.codes + lax.broadcasted_iota(jnp.int32, shape, 1)
+  low = jnp.min(best, axis=1)
+  is_low = best == low[:, None]
+  found = jnp.min(jnp.where(is_low, code, codes[0].shape[0]), axis=1)
+  outputs[0][mine] = found
+  if num_parts > 1:
+    others = jnp.where(code == found[:, None], second, best)
+    outputs[1][mine] = low
+    outputs[2][mine] = jnp.min(others, axis=1)
 
 
 def best_two(
-  x: jax.Array, codebook: jax.Array, *, parts: int, interpret: bool = False
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Runs the kernel on float32 rows and codes.
+  x: jax.Array,
+  codebook: jax.Array,
+  shift: jax.Array,
+  *,
+  parts: int,
+  blocks: Blocks | None = None,
+  interpret: bool = False,
+) -> tuple[jax.Array, ...]:
+  """Runs the kernel.
 
   Args:
-    x: float32 [N, D].
-    codebook: float32 [K, D].
+    x: Rows [N, D], as many as a block has or more.
+    codebook: float32 [K, D], shifted.
+    shift: float32 [D], to be subtracted from rows.
     parts: bfloat16 numbers that stand for a float32: 1 or 2.
+    blocks: Sizes, by default those that measured best.
     interpret: Runs in plain JAX, for tests without a GPU.
 
   Returns:
-    Code [N], its score |c|^2 - 2 x.c [N], and the second best score [N].
+    Code [N]; with two parts also its score |c|^2 - 2 x.c [N], of shifted
+    rows, and the second best score [N].
   """
   num_rows, width = x.shape
+  blocks = _suited(parts, width) if blocks is None else blocks
   padded = max(16, pl.next_power_of_2(width))
-  rows = jnp.pad(x, ((0, -num_rows % _ROWS), (0, padded - width)))
+  if width > _PIECE:
+    padded = width + -width % _PIECE
+  columns = (0, padded - width)
   norms = jnp.sum(jnp.square(codebook), axis=-1)
-  extra = -codebook.shape[0] % _CODES
-  norms = jnp.pad(norms, (0, extra), constant_values=jnp.inf)
-  codes = jnp.pad(codebook, ((0, extra), (0, padded - width)))
-  num_codes = codes.shape[0]
-  by_row = pl.BlockSpec((_ROWS,), lambda i: (i,))
+  extra = (0, -codebook.shape[0] % blocks.codes)
+  norms = jnp.pad(norms, extra, constant_values=jnp.inf)
+  codes = split(jnp.pad(-2.0 * codebook, (extra, columns)))[:parts]
+  if padded > width:
+    x, shift = jnp.pad(x, ((0, 0), columns)), jnp.pad(shift, columns)
+  whole = [
+    pl.BlockSpec(a.shape, lambda i, n=a.ndim: (0,) * n)
+    for a in (x, shift, norms, *codes)
+  ]
+  numbers = [jnp.int32, jnp.float32, jnp.float32][: 1 if parts == 1 else 3]
   options = {}
   if not interpret:
     from jax.experimental.pallas import triton
 
     options["compiler_params"] = triton.CompilerParams(
-      num_warps=8, num_stages=3
+      num_warps=blocks.num_warps, num_stages=blocks.num_stages
     )
-  code, best, second = pl.pallas_call(
-    functools.partial(_kernel, num_parts=parts, num_codes=num_codes),
-    grid=(rows.shape[0] // _ROWS,),
-    in_specs=[
-      *[pl.BlockSpec((_ROWS, padded), lambda i: (i, 0))] * parts,
-      *[pl.BlockSpec((num_codes, padded), lambda i: (0, 0))] * parts,
-      pl.BlockSpec((num_codes,), lambda i: (0,)),
-    ],
-    out_specs=[by_row] * 3,
-    out_shape=[
-      jax.ShapeDtypeStruct(rows.shape[:1], jnp.int32),
-      jax.ShapeDtypeStruct(rows.shape[:1], jnp.float32),
-      jax.ShapeDtypeStruct(rows.shape[:1], jnp.float32),
-    ],
+  return pl.pallas_call(
+    functools.partial(
+      _kernel, num_parts=parts, num_rows=num_rows, blocks=blocks
+    ),
+    grid=(-(-num_rows // blocks.rows),),
+    in_specs=whole,
+    out_specs=[pl.BlockSpec((num_rows,), lambda i: (0,)) for _ in numbers],
+    out_shape=[jax.ShapeDtypeStruct((num_rows,), n) for n in numbers],
     interpret=interpret,
     **options,
-  )(*split(rows)[:parts], *split(codes)[:parts], norms)
-  return code[:num_rows], best[:num_rows], second[:num_rows]
+  )(x, shift, norms, *codes)
+
+
+def _suited(parts: int, width: int) -> Blocks:
+  """Returns blocks for a width; measured in docs/balanced_kmeans.md."""
+  del parts
+  return Blocks() if width <= _PIECE else Blocks(num_stages=2)
 
 
 def codes_as_plain(
   x: jax.Array,
   codebook: jax.Array,
+  shift: jax.Array,
   plain: Callable[[jax.Array, jax.Array], jax.Array],
   *,
   interpret: bool = False,
@@ -155,31 +198,41 @@ def codes_as_plain(
   """Finds the codes that the plain form finds in float32.
 
   Args:
-    x: float32 [N, D], shifted so that lengths are small.
-    codebook: float32 [K, D], shifted alike.
-    plain: Codes of rows by the plain form.
+    x: Rows [N, D].
+    codebook: float32 [K, D], shifted so that lengths are small.
+    shift: float32 [D], to be subtracted from rows.
+    plain: Codes of shifted rows by the plain form.
     interpret: As for `best_two`.
 
   Returns:
     int32 [N].
   """
   num_rows, width = x.shape
-  code, best, second = best_two(x, codebook, parts=2, interpret=interpret)
+  code, best, second = best_two(
+    x, codebook, shift, parts=2, interpret=interpret
+  )
+
+  def shifted(rows: jax.Array) -> jax.Array:
+    return rows.astype(jnp.float32) - shift[None, :]
+
   # Two parts leave out 2^-16 of either factor and the product of the small
   # ones; sums of 3 D products round, in both forms.
   unit = 3 * 2.0**-16 + (4 * width + 32) * 2.0**-22
-  lengths = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1))  # [N]
+  lengths = jnp.sqrt(jnp.sum(jnp.square(shifted(x)), axis=-1))  # [N]
   longest = jnp.sqrt(jnp.max(jnp.sum(jnp.square(codebook), axis=-1)))
   error = 2 * unit * lengths * longest + unit * jnp.square(longest)
   unsure = second - best <= 2 * error
-  count = jnp.sum(unsure)
   size = min(_AGAIN, num_rows)
-  which = jnp.nonzero(unsure, size=num_rows, fill_value=num_rows)[0]
-  which = jnp.pad(which, (0, size), constant_values=num_rows)
+  # Unsure rows one after the other; places of the others are past the end.
+  rank = jnp.cumsum(unsure, dtype=jnp.int32)
+  row = jnp.arange(num_rows, dtype=jnp.int32)
+  place = jnp.where(unsure, rank - 1, num_rows + size + row)
+  which = jnp.full((num_rows + size,), num_rows, jnp.int32)
+  which = which.at[place].set(row, mode="drop", unique_indices=True)
 
   def body(step, code):
     index = lax.dynamic_slice_in_dim(which, step * size, size)
-    again = plain(x.at[index].get(mode="clip"), codebook)
+    again = plain(shifted(x.at[index].get(mode="clip")), codebook)
     return code.at[index].set(again, mode="drop")
 
-  return lax.fori_loop(0, -(-count // size), body, code)
+  return lax.fori_loop(0, -(-rank[-1] // size), body, code)

@@ -204,10 +204,14 @@ def sum_and_count(
     float32 sums, and counts as float32, exact below 2^24.
   """
 
-  def apart(codes, x, add=lookup.scatter_sum):
-    sums = add(codes, x, num_rows=num_codes)
+  def apart(codes, x):
+    sums = lookup.scatter_sum(codes, x, num_rows=num_codes)
     place = jnp.where(codes < 0, num_codes, codes)
     counts = jnp.zeros(num_codes, jnp.int32).at[place].add(1, mode="drop")
+    return sums, counts.astype(jnp.float32)
+
+  def in_any_order(codes, x):
+    sums, counts = lookup.whole_number_sum(codes, x, num_rows=num_codes)
     return sums, counts.astype(jnp.float32)
 
   def together(codes, x):
@@ -225,7 +229,7 @@ def sum_and_count(
     codes,
     x,
     cpu=apart,
-    cuda=functools.partial(apart, add=lookup.whole_number_sum),
+    cuda=in_any_order,
     default=together if num_codes <= _FEW_CODES else apart,
   )
 

@@ -83,27 +83,69 @@ def test_gradient_survives_jit_vmap_and_scan(key):
   )
 
 
-@pytest.mark.parametrize("num_rows", [1, 7, 300, 70_000])
-def test_whole_number_sums_are_exact_in_any_order(num_rows):
+def sum_of_whole_numbers(ids, rows, num_rows):
+  """What `whole_number_sum` promises, in Python's integers."""
+  _, exponent = np.frexp(np.abs(rows).max())
+  whole = np.round(np.ldexp(rows.astype(np.float64), 23 - exponent))
+  total = np.zeros((num_rows + 1, rows.shape[1]), np.int64)
+  np.add.at(total, np.where(ids < 0, num_rows, ids), whole.astype(np.int64))
+  high = (total[:-1] >> 24).astype(np.float32)
+  low = (total[:-1] & 0xFFFFFF).astype(np.float32)
+  return np.ldexp(high, 1 + exponent) + np.ldexp(low, exponent - 23)
+
+
+@pytest.mark.parametrize("num_rows", [1, 7, 300, 70_001])
+@pytest.mark.parametrize("skewed", [False, True])
+def test_whole_number_sums_are_exact_in_any_order(
+  monkeypatch, num_rows, skewed
+):
+  # As if 64 rows could be added: a skewed case takes parts of 128 rows.
+  monkeypatch.setattr(lookup, "_MOST_ADDED", 64)
+  monkeypatch.setattr(lookup, "_COPIES_APART", 2)
+  parts = []
+  add_up = lookup._sum_digits
   draw = np.random.default_rng(0)
   scale = 10.0 ** draw.integers(-3, 4, (1, 5))
   rows = (draw.standard_normal((num_rows, 5)) * scale).astype(np.float32)
   ids = draw.integers(-1, 4, num_rows).astype(np.int32)  # -1 and 3 are none
-  add = jax.jit(lookup.whole_number_sum, static_argnames="num_rows")
-  found = add(jnp.asarray(ids), jnp.asarray(rows), num_rows=3)
-  want = np.zeros((4, 5))
-  np.add.at(want, ids, rows.astype(np.float64))
+  if skewed:
+    ids = np.where(draw.random(num_rows) < 0.9, 2, ids)
+
+  def spy(place, whole, *sizes):
+    jax.debug.callback(lambda: parts.append(whole.shape[0]))
+    return add_up(place, whole, *sizes)
+
+  monkeypatch.setattr(lookup, "_sum_digits", spy)
+  add = jax.jit(lambda *given: lookup.whole_number_sum(*given, num_rows=3))
+  found, counts = add(jnp.asarray(ids), jnp.asarray(rows))
+  jax.effects_barrier()
+  assert (len(parts) > 1) == (skewed and num_rows > 128)
+  want = sum_of_whole_numbers(np.where(ids == 3, -1, ids), rows, 3)
+  np.testing.assert_array_equal(found, want)
+  np.testing.assert_array_equal(counts, [np.sum(ids == k) for k in range(3)])
+  exact = np.zeros((5, 5))
+  np.add.at(exact, ids, rows.astype(np.float64))
   unit = 2.0**-23 * np.abs(rows).max()
-  np.testing.assert_allclose(found, want[:3], atol=unit * max(num_rows, 4))
-  order = draw.permutation(num_rows)
-  again = add(jnp.asarray(ids[order]), jnp.asarray(rows[order]), num_rows=3)
-  np.testing.assert_array_equal(found, again)
+  np.testing.assert_allclose(found, exact[:3], atol=unit * max(num_rows, 4))
+
+
+def test_whole_number_sums_of_one_id_and_of_extreme_sizes():
+  draw = np.random.default_rng(0)
+  ids = np.full(20_000, 1, np.int32)  # more than fit one sum
+  for scale in (1.0, 1e-30, 1e34):
+    rows = (scale * draw.standard_normal((20_000, 3))).astype(np.float32)
+    found, counts = lookup.whole_number_sum(
+      jnp.asarray(ids), jnp.asarray(rows), num_rows=2
+    )
+    assert counts.tolist() == [0, 20_000]
+    want = sum_of_whole_numbers(ids, rows, 2)
+    np.testing.assert_array_equal(found, want)
 
 
 def test_whole_numbers_sum_exactly():
   rows = jnp.array([[3.0, -1.0], [-5.0, 0.5], [8.0, -8.0]])
   ids = jnp.array([0, 0, 1])
-  found = lookup.whole_number_sum(ids, rows, num_rows=3)
+  found, _ = lookup.whole_number_sum(ids, rows, num_rows=3)
   np.testing.assert_array_equal(found, [[-2.0, -0.5], [8.0, -8.0], [0.0, 0.0]])
-  zeros = lookup.whole_number_sum(ids, 0.0 * rows, num_rows=3)
+  zeros, _ = lookup.whole_number_sum(ids, 0.0 * rows, num_rows=3)
   np.testing.assert_array_equal(zeros, 0.0)

@@ -34,22 +34,11 @@ def test_float32_codes_are_the_plain_ones(kind):
   )
 
 
-def test_chunks_of_rows_change_no_code(monkeypatch):
-  x, codebook = case("normal")
-  options = {"centered": True, "precision": "float32", "interpret": True}
-  whole = nearest._nearest_fused(x, codebook, **options)
-  monkeypatch.setattr(nearest, "_KERNEL_ELEMENTS", 128 * x.shape[1])
-  parts = nearest._nearest_fused(x, codebook, **options)
-  np.testing.assert_array_equal(parts.codes, whole.codes)
-  np.testing.assert_allclose(
-    parts.squared_distance, whole.squared_distance, rtol=1e-6
-  )
-
-
 def test_rows_too_close_to_call_are_computed_again():
   x, codebook = case("close")
+  shift = jnp.zeros(x.shape[1:])
   _, best, second = nearest_kernel.best_two(
-    x, codebook, parts=2, interpret=True
+    x, codebook, shift, parts=2, interpret=True
   )
   assert (second >= best).all()
   plain = nearest.nearest_code(x, codebook, centered=False)
@@ -59,13 +48,16 @@ def test_rows_too_close_to_call_are_computed_again():
     called.append(rows.shape)
     return nearest.nearest_code(rows, codes, centered=False)
 
-  found = nearest_kernel.codes_as_plain(x, codebook, again, interpret=True)
+  found = nearest_kernel.codes_as_plain(
+    x, codebook, shift, again, interpret=True
+  )
   assert called
   np.testing.assert_array_equal(found, plain)
 
 
-def test_bfloat16_codes_of_whole_numbers_are_exact():
-  x, codebook = case("whole")
+@pytest.mark.parametrize("width", [20, 128, 200])
+def test_bfloat16_codes_of_whole_numbers_are_exact(width):
+  x, codebook = case("whole", width=width)
   found = nearest._nearest_fused(
     x, codebook, centered=False, precision="bfloat16", interpret=True
   )
@@ -89,9 +81,10 @@ def test_devices_without_bfloat16_take_the_plain_form(
   monkeypatch, capability, known
 ):
   size = (1 << 14, 128, 64)
-  assert not nearest_kernel.supports(*size)  # a CPU
+  assert not nearest_kernel.supports(*size, parts=1)  # a CPU
   device = types.SimpleNamespace(compute_capability=capability)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   monkeypatch.setattr(jax, "local_devices", lambda: [device])
-  assert nearest_kernel.supports(*size) == known
-  assert not nearest_kernel.supports(1 << 14, 128, 384)
+  assert nearest_kernel.supports(*size, parts=2) == known
+  assert not nearest_kernel.supports(1 << 14, 128, 384, parts=2)
+  assert nearest_kernel.supports(1 << 14, 128, 384, parts=1) == known
