@@ -159,7 +159,11 @@ def scatter_sum(
 
 
 def whole_number_sum(
-  ids: Int[Array, " B"], rows: Float[Array, "B D"], *, num_rows: int
+  ids: Int[Array, " B"],
+  rows: Float[Array, "B D"],
+  *,
+  num_rows: int,
+  largest: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, "K D"], Int32[Array, " K"]]:
   """Sums and counts rows of equal id: the same bits in any order of adding.
 
@@ -176,6 +180,8 @@ def whole_number_sum(
     ids: Where each row goes; ids outside [0, num_rows) go nowhere.
     rows: What is summed, finite.
     num_rows: K, static.
+    largest: The largest magnitude of all rows, where it is known; else it
+      costs another look at them.
 
   Returns:
     Sums, float32, of exact sums rounded twice, and counts.
@@ -191,7 +197,9 @@ def whole_number_sum(
   ids = jnp.where((ids < 0) | (ids >= num_rows), num_rows, ids)
   # frexp: 2^exponent is above every magnitude. The shift's bounds keep powers
   # of two normal numbers.
-  _, exponent = jnp.frexp(jnp.max(jnp.abs(rows.astype(jnp.float32))))
+  if largest is None:
+    largest = jnp.max(jnp.abs(rows))
+  _, exponent = jnp.frexp(largest.astype(jnp.float32))
   shift = jnp.clip(23 - exponent, -125, 125)
   one = jnp.float32(1)
   up = functools.partial(_whole_rows, scale=jnp.ldexp(one, shift))

@@ -131,17 +131,19 @@ def _nearest_fused(
     shift = jnp.mean(codebook, axis=0)
   codes = codebook - shift[None, :]
   if precision == "bfloat16":
-    (found,) = nearest_kernel.best_two(
+    found, score, length = nearest_kernel.best_two(
       x, codes, shift, parts=1, interpret=interpret
     )
-  else:
-    found = nearest_kernel.codes_as_plain(
-      x,
-      codes,
-      shift,
-      functools.partial(nearest_code, centered=False),
-      interpret=interpret,
+    return Nearest(
+      codes=found, squared_distance=jnp.maximum(length + score, 0.0)
     )
+  found = nearest_kernel.codes_as_plain(
+    x,
+    codes,
+    shift,
+    functools.partial(nearest_code, centered=False),
+    interpret=interpret,
+  )
   error = x.astype(jnp.float32) - shift[None, :] - codes[found]
   return Nearest(
     codes=found, squared_distance=jnp.sum(jnp.square(error), axis=-1)

@@ -75,7 +75,7 @@ def split(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _kernel(*refs, num_parts: int, num_rows: int, blocks: Blocks):
-  """Best code, best score and second best of a block of rows."""
+  """Best code and score, squared length and second best of some rows."""
   x_ref, shift_ref, norms_ref, *codes = refs[: 3 + num_parts]
   outputs = refs[3 + num_parts :]
   pairs = [(0, 0), (0, 1), (1, 0)][: 1 if num_parts == 1 else 3]
@@ -85,9 +85,10 @@ def _kernel(*refs, num_parts: int, num_rows: int, blocks: Blocks):
   # The last block starts early and writes some rows twice, the same.
   first = jnp.minimum(pl.program_id(0) * blocks.rows, num_rows - blocks.rows)
   mine = pl.ds(first, blocks.rows)
-  rows = []
+  rows, length = [], jnp.zeros((blocks.rows,), jnp.float32)
   for columns in pieces:
     x = x_ref[mine, columns].astype(jnp.float32) - shift_ref[columns][None, :]
+    length += jnp.sum(jnp.square(x), axis=1)
     rows.append(split(x)[:num_parts])
 
   def body(block, carry):
@@ -115,10 +116,11 @@ def _kernel(*refs, num_parts: int, num_rows: int, blocks: Blocks):
   is_low = best == low[:, None]
   found = jnp.min(jnp.where(is_low, code, codes[0].shape[0]), axis=1)
   outputs[0][mine] = found
+  outputs[1][mine] = low
+  outputs[2][mine] = length
   if num_parts > 1:
     others = jnp.where(code == found[:, None], second, best)
-    outputs[1][mine] = low
-    outputs[2][mine] = jnp.min(others, axis=1)
+    outputs[3][mine] = jnp.min(others, axis=1)
 
 
 def best_two(
@@ -141,8 +143,8 @@ def best_two(
     interpret: Runs in plain JAX, for tests without a GPU.
 
   Returns:
-    Code [N]; with two parts also its score |c|^2 - 2 x.c [N], of shifted
-    rows, and the second best score [N].
+    Code [N], its score |c|^2 - 2 x.c [N], squared length [N], all of shifted
+    rows, and with two parts the second best score [N].
   """
   num_rows, width = x.shape
   blocks = _suited(parts, width) if blocks is None else blocks
@@ -160,7 +162,7 @@ def best_two(
     pl.BlockSpec(a.shape, lambda i, n=a.ndim: (0,) * n)
     for a in (x, shift, norms, *codes)
   ]
-  numbers = [jnp.int32, jnp.float32, jnp.float32][: 1 if parts == 1 else 3]
+  numbers = [jnp.int32, *[jnp.float32] * (1 + parts)]
   options = {}
   if not interpret:
     from jax.experimental.pallas import triton
@@ -208,19 +210,14 @@ def codes_as_plain(
     int32 [N].
   """
   num_rows, width = x.shape
-  code, best, second = best_two(
+  code, best, length, second = best_two(
     x, codebook, shift, parts=2, interpret=interpret
   )
-
-  def shifted(rows: jax.Array) -> jax.Array:
-    return rows.astype(jnp.float32) - shift[None, :]
-
   # Two parts leave out 2^-16 of either factor and the product of the small
   # ones; sums of 3 D products round, in both forms.
   unit = 3 * 2.0**-16 + (4 * width + 32) * 2.0**-22
-  lengths = jnp.sqrt(jnp.sum(jnp.square(shifted(x)), axis=-1))  # [N]
   longest = jnp.sqrt(jnp.max(jnp.sum(jnp.square(codebook), axis=-1)))
-  error = 2 * unit * lengths * longest + unit * jnp.square(longest)
+  error = 2 * unit * jnp.sqrt(length) * longest + unit * jnp.square(longest)
   unsure = second - best <= 2 * error
   size = min(_AGAIN, num_rows)
   # Unsure rows one after the other; places of the others are past the end.
@@ -232,7 +229,8 @@ def codes_as_plain(
 
   def body(step, code):
     index = lax.dynamic_slice_in_dim(which, step * size, size)
-    again = plain(shifted(x.at[index].get(mode="clip")), codebook)
+    rows = x.at[index].get(mode="clip").astype(jnp.float32)
+    again = plain(rows - shift[None, :], codebook)
     return code.at[index].set(again, mode="drop")
 
   return lax.fori_loop(0, -(-rank[-1] // size), body, code)

@@ -187,7 +187,10 @@ def random_rows(
 
 
 def sum_and_count(
-  codes: Int32[Array, " N"], x: Float[Array, "N D"], num_codes: int
+  codes: Int32[Array, " N"],
+  x: Float[Array, "N D"],
+  num_codes: int,
+  largest: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, "K D"], Float[Array, " K"]]:
   """Sums and counts the rows of every code, the same bits in every run.
 
@@ -199,6 +202,7 @@ def sum_and_count(
     codes: Code of every row; any outside [0, K) goes nowhere.
     x: Rows.
     num_codes: K, static.
+    largest: As for `lookup.whole_number_sum`.
 
   Returns:
     float32 sums, and counts as float32, exact below 2^24.
@@ -211,7 +215,9 @@ def sum_and_count(
     return sums, counts.astype(jnp.float32)
 
   def in_any_order(codes, x):
-    sums, counts = lookup.whole_number_sum(codes, x, num_rows=num_codes)
+    sums, counts = lookup.whole_number_sum(
+      codes, x, num_rows=num_codes, largest=largest
+    )
     return sums, counts.astype(jnp.float32)
 
   def together(codes, x):
@@ -241,6 +247,7 @@ def measure(
   *,
   precision: str = "float32",
   fused: bool = True,
+  largest: Float[Array, ""] | None = None,
 ) -> Assigned:
   """Assigns every row to its nearest code and sums up; see `Assigned`."""
   num_codes = codebook.shape[0]
@@ -249,7 +256,7 @@ def measure(
   if split is not None:
     codes = jnp.where(split.is_row(), codes, num_codes)  # goes nowhere
     distance = jnp.where(split.is_row(), distance, 0.0)
-  sums, counts = sum_and_count(codes, x, num_codes)
+  sums, counts = sum_and_count(codes, x, num_codes, largest)
   sums, counts, inertia = row_split.total(
     split, (sums, counts, jnp.sum(distance))
   )
@@ -262,9 +269,17 @@ def _assign_and_move(
   precision: str,
   fused: bool,
   split: RowSplit | None = None,
+  largest: jax.Array | None = None,
 ) -> tuple[KMeansState, jax.Array]:
   """One Lloyd update, and every row's squared distance before it."""
-  found = measure(state.codebook, x, split, precision=precision, fused=fused)
+  found = measure(
+    state.codebook,
+    x,
+    split,
+    precision=precision,
+    fused=fused,
+    largest=largest,
+  )
   counts, sums = found.counts, found.sums
   means = sums / jnp.maximum(counts, 1.0)[:, None]
   moved = KMeansState(
@@ -284,6 +299,7 @@ def update(
   precision: str = "float32",
   fused: bool = True,
   split: RowSplit | None = None,
+  largest: Float[Array, ""] | None = None,
 ) -> KMeansState:
   """Assigns every row, then moves each code to the mean of its rows.
 
@@ -293,8 +309,9 @@ def update(
     precision: Of the distances; see `core.precision`.
     fused: As for `nearest.nearest`.
     split: Given inside `RowSplit.run`, where `x` is one device's part.
+    largest: As for `lookup.whole_number_sum`.
   """
-  return _assign_and_move(state, x, precision, fused, split)[0]
+  return _assign_and_move(state, x, precision, fused, split, largest)[0]
 
 
 def _reseed_empty(
@@ -388,7 +405,9 @@ def _lloyd(
   def body(carry):
     fit, _, _ = carry
     last = fit.state.inertia
-    moved, distance = _assign_and_move(fit.state, x, precision, fused, split)
+    moved, distance = _assign_and_move(
+      fit.state, x, precision, fused, split, largest
+    )
     moved, reseeded = _reseed_empty(moved, x, distance, split)
     fit = KMeansFit(
       state=moved,
@@ -399,6 +418,7 @@ def _lloyd(
     )
     return fit, last, reseeded
 
+  largest = jnp.max(jnp.abs(x))  # once, for all sums
   state = state.replace(inertia=jnp.float32(jnp.inf))
   start = KMeansFit(
     state=state,

@@ -37,10 +37,11 @@ def test_float32_codes_are_the_plain_ones(kind):
 def test_rows_too_close_to_call_are_computed_again():
   x, codebook = case("close")
   shift = jnp.zeros(x.shape[1:])
-  _, best, second = nearest_kernel.best_two(
+  _, best, length, second = nearest_kernel.best_two(
     x, codebook, shift, parts=2, interpret=True
   )
   assert (second >= best).all()
+  np.testing.assert_allclose(length, np.square(x).sum(1), rtol=1e-5)
   plain = nearest.nearest_code(x, codebook, centered=False)
   called = []
 
@@ -61,8 +62,9 @@ def test_bfloat16_codes_of_whole_numbers_are_exact(width):
   found = nearest._nearest_fused(
     x, codebook, centered=False, precision="bfloat16", interpret=True
   )
-  plain = nearest.nearest_code(x, codebook, centered=False)
-  np.testing.assert_array_equal(found.codes, plain)
+  plain = nearest.nearest(x, codebook, centered=False)
+  np.testing.assert_array_equal(found.codes, plain.codes)
+  np.testing.assert_array_equal(found.squared_distance, plain.squared_distance)
 
 
 def test_other_platforms_take_the_plain_form(monkeypatch):
