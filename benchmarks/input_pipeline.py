@@ -86,7 +86,7 @@ def _device(world, key) -> float:
   @jax.jit
   def many(first, data):
     def one(total, index):
-      batch = loader.sampler.cut(data, index)
+      batch = loader.sampler.cut(data, index, key)
       # Something that needs every token, so that none is left unmade.
       return total + batch.inputs.sum() + batch.targets.sum(), None
 

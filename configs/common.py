@@ -13,7 +13,14 @@ def base() -> config_dict.ConfigDict:
   c.tokenizer = dict(name="residual_kmeans", codebook_sizes=(256, 256, 256))
   c.hourglass = dict(drop_level=0, remove_top_codes=0, remove_level=1)
   c.collisions = dict(name="extra_level")
-  c.task = dict(max_history=20, augmentation="prefixes", num_user_buckets=0)
+  c.task = dict(
+    max_history=20,
+    augmentation="prefixes",
+    num_user_buckets=0,
+    neighbor_share=0.0,
+    neighbor_temperature=0.05,
+    history_cut_rate=0.0,
+  )
   c.model = dict(
     name="encoder_decoder",
     dtype="bfloat16",
@@ -76,6 +83,10 @@ def amazon2014(arg: str) -> config_dict.ConfigDict:
     c.model.name = "rq_transformer"
     c.optimizer.warmup_steps = 100
   if arg == "best":
+    # An item's own number as its last code, its text neighbors as targets and
+    # short histories beside the whole: what is met often enough is known well.
+    c.collisions = dict(name="sparse_id")
+    c.task.update(neighbor_share=0.25, history_cut_rate=0.3)
     c.model.update(emb_dim=256, num_heads=4, num_decoder_layers=2)
     c.training.update(num_steps=1_400, eval_every_steps=200, patience=0)
     c.evaluation.batch_size = 1_024

@@ -32,7 +32,9 @@ def base(arg: str) -> config_dict.ConfigDict:
     return quickstart.get_config("smoke")
   if arg == "short":
     c = common.amazon2014("best")
-    c.embedding = common.amazon2014("").embedding
+    plain = common.amazon2014("")
+    c.update(embedding=plain.embedding, collisions=plain.collisions)
+    c.task.update(neighbor_share=0.0, history_cut_rate=0.0)
     return c
   c = common.amazon2014(arg)
   if arg == "cpu":

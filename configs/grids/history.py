@@ -28,6 +28,9 @@ def cells(arg: str) -> grids.Cells:
     {name: grids.of_tokens(arg, task=task) for name, task in tasks.items()}
     for tasks in (_OF_TOKENS, _LATER)
   )
+  if arg in ("short", "cpu"):  # whose users are one sequence each
+    lengths["cut_sequences"] = {"task": {"history_cut_rate": 0.3}}
+  lengths["neighbor_targets"] = {"task": {"neighbor_share": 0.25}}
   return first | lengths | later
 
 

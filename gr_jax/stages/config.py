@@ -35,11 +35,21 @@ class TaskConfig:
       "sequences" (a user is one example, and every item of it a target), for
       the networks that read items: "rq_transformer" and "sasrec".
     num_user_buckets: User tokens that user ids are hashed into; 0 for none.
+    neighbor_share: Targets that are a text neighbor of the item before and
+      not the item chosen, drawn anew at every visit; 0 is off.
+    neighbor_temperature: Of the softmax over cosines that weighs an item's
+      neighbors.
+    history_cut_rate: Probability that an item of a packed sequence begins a
+      history of its own, drawn anew at every visit, for
+      augmentation="sequences"; 0 is off.
   """
 
   max_history: int = 20
   augmentation: str = "prefixes"
   num_user_buckets: int = 0
+  neighbor_share: float = 0.0
+  neighbor_temperature: float = 0.05
+  history_cut_rate: float = 0.0
 
   def __post_init__(self):
     """Refuses a task without history."""
@@ -50,6 +60,22 @@ class TaskConfig:
     checks.check_known(
       self.augmentation, windows.AUGMENTATIONS, "task.augmentation"
     )
+    for name in ("neighbor_share", "history_cut_rate"):
+      value = getattr(self, name)
+      if not 0.0 <= value < 1.0:
+        raise checks.InputError(
+          f"task.{name} must lie in [0, 1), 0 being off; got {value}."
+        )
+    if self.neighbor_temperature <= 0.0:
+      raise checks.InputError(
+        "task.neighbor_temperature must exceed 0; got "
+        f"{self.neighbor_temperature}."
+      )
+    if self.history_cut_rate and self.augmentation != windows.SEQUENCES:
+      raise checks.InputError(
+        f"task.history_cut_rate={self.history_cut_rate} cuts sequences; set "
+        f"task.augmentation={windows.SEQUENCES!r}, or the rate to 0."
+      )
 
 
 def _check_network(network: str, task: TaskConfig, loader: str) -> None:
@@ -59,6 +85,12 @@ def _check_network(network: str, task: TaskConfig, loader: str) -> None:
     raise checks.InputError(
       f"model.name={network!r} reads items alone; set task.num_user_buckets=0."
     )
+  for name in ("neighbor_share", "history_cut_rate"):
+    if getattr(task, name) and loader != "device":
+      raise checks.InputError(
+        f"task.{name}={getattr(task, name)} is drawn on the device; set it to "
+        f"0, or data.loader to 'device' and not {loader!r}."
+      )
   if task.augmentation != windows.SEQUENCES:
     return
   if network not in reads_items:

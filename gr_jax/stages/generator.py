@@ -15,6 +15,7 @@ from gr_jax.core import artifact, checks, processes, rng
 from gr_jax.core import mesh as mesh_lib
 from gr_jax.data import splits
 from gr_jax.decoding import trie as trie_lib
+from gr_jax.embeddings import co_occurrence
 from gr_jax.evaluation import evaluator, metrics, shared_ids
 from gr_jax.models import (
   MODELS,
@@ -25,10 +26,11 @@ from gr_jax.models import (
 )
 from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.sids.vocabulary import SidVocabulary
+from gr_jax.stages import prepare
 from gr_jax.stages.config import RunConfig
 from gr_jax.stages.prepare import StoredDataset
 from gr_jax.stages.workdir import Workdir
-from gr_jax.tasks import windows
+from gr_jax.tasks import neighbors, windows
 from gr_jax.training import loaders, loop, partition
 from gr_jax.training.checkpoint import Checkpointer
 
@@ -231,12 +233,16 @@ def _make_loader(
   parts = stored.interactions, generator.catalog, generator.vocabulary, examples
   if config.loader == "device":
     data = windows.training_data(*parts)
+    if config.task.neighbor_share:
+      data = data.replace(neighbors=_neighbors(config, workdir, stored))
     return loaders.DeviceLoader(
       data,
       generator.layout,
       mesh,
       batch_size=size,
       packs=generator.model.packs,
+      neighbor_share=config.task.neighbor_share,
+      history_cut_rate=config.task.history_cut_rate,
     )
   if "replica" in partition.RULES[config.mesh.rules]:
     raise checks.InputError(
@@ -267,6 +273,22 @@ def _make_loader(
     num_steps=steps,
     cache_dir=str(task.cache_dir) if task.is_cached else None,
   )
+
+
+def _neighbors(
+  config: RunConfig, workdir: Workdir, stored: StoredDataset
+) -> jax.Array:
+  """Returns draws from every item's text neighbors.
+
+  Raises:
+    InputError: No embeddings, or those of another data set.
+  """
+  _, embeddings = prepare.load_embeddings(workdir, stored)
+  text = co_occurrence.text_vectors(config.embedding, embeddings)
+  table = neighbors.neighbor_table(
+    text, temperature=config.task.neighbor_temperature
+  )
+  return jnp.asarray(table)
 
 
 def _validator(

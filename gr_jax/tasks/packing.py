@@ -12,9 +12,10 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Array, Int32, Int64
 
 from gr_jax.tasks.windows import Batch, TrainingData, WindowLayout
 
@@ -260,3 +261,33 @@ def pack(batch: Batch, plan: PackPlan) -> Batch:
     inputs=take(batch.inputs, plan.input_source),
     targets=take(batch.targets, plan.target_source),
   )
+
+
+def cut_histories(
+  key: jax.Array,
+  segments: Int32[Array, "B S"],
+  *,
+  num_levels: int,
+  rate: float,
+) -> Int32[Array, "B S"]:
+  """Cuts packed examples in two at random items, each a history of its own.
+
+  What follows a cut is learned from what follows it alone, so that a network
+  sees of every user short histories as well as the whole: for `every_item`
+  what "subsequences" are for single targets.
+
+  Args:
+    key: Of this batch.
+    segments: Number of the example that each token belongs to.
+    num_levels: Tokens an item, L.
+    rate: Probability that an item begins anew.
+
+  Returns:
+    Numbers that differ where `segments` do and on both sides of a cut.
+  """
+  num_rows, length = segments.shape
+  num_items = -(-length // num_levels)
+  is_cut = jax.random.bernoulli(key, rate, (num_rows, num_items))
+  piece = jnp.cumsum(is_cut, axis=1, dtype=jnp.int32)  # [B, H]
+  piece = jnp.repeat(piece, num_levels, axis=1)[:, :length]
+  return segments * (num_items + 1) + piece

@@ -7,9 +7,10 @@ shall predict, as tokens. The seqio tasks yield the same, by test.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -116,11 +117,17 @@ class TrainingData:
   user_index: Any  # int32 [M]
   history_start: Any  # int32 [M]
   target_position: Any  # int32 [M]
+  neighbors: Any = None  # int32 [N, S], draws from each item's neighbors
 
   @property
   def num_examples(self) -> int:
     """Number of examples, M."""
     return self.user_index.shape[0]
+
+
+# history [B, H], each target's newest known place [B, P], items [B, P] that
+# were chosen next -> items [B, P] to predict.
+Retarget = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 @struct.dataclass
@@ -129,6 +136,7 @@ class Batch:
 
   inputs: Any  # int32 [B, S]
   targets: Any  # int32 [B, T]
+  input_segments: Any = None  # int32 [B, S], where the plan's do not hold
 
 
 def training_examples(
@@ -289,7 +297,10 @@ def history_data(
 
 
 def gather_batch(
-  data: TrainingData, example_index: Int32[Array, "B"], layout: WindowLayout
+  data: TrainingData,
+  example_index: Int32[Array, "B"],
+  layout: WindowLayout,
+  retarget: Retarget | None = None,
 ) -> Batch:
   """Cuts a batch of windows; pure, for use inside a jitted step.
 
@@ -297,6 +308,7 @@ def gather_batch(
     data: Device arrays.
     example_index: Which examples; indices outside 0..M-1 are clipped.
     layout: Static.
+    retarget: Exchanges items that were chosen next for others.
 
   Returns:
     `inputs` [B, S] and `targets` [B, T]; see `WindowLayout`.
@@ -331,10 +343,17 @@ def gather_batch(
 
   if layout.every_item:
     places = start[:, None] + slots[None, :] + 1
-    following = data.item_tokens[data.items.at[places].get(mode="clip")]
+    items = data.items.at[places].get(mode="clip")  # [B, H]
+    if retarget is not None:
+      newest = jnp.broadcast_to(slots[None, :], items.shape)
+      items = retarget(history, newest, items)
+    following = data.item_tokens[items]
     following = jnp.where(is_item[:, :, None], following, vocabulary_lib.PAD_ID)
     return Batch(inputs=inputs, targets=following.reshape(tokens.shape[0], -1))
   next_item = data.items.at[target].get(mode="clip")  # [B]
+  if retarget is not None:
+    newest = (target - start - 1)[:, None]
+    next_item = retarget(history, newest, next_item[:, None])[:, 0]
   targets = data.item_tokens[next_item]  # [B, L]
   if layout.append_eos:
     length = jnp.sum(

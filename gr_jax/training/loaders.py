@@ -85,6 +85,8 @@ class DeviceLoader:
     *,
     batch_size: int,
     packs: bool = True,
+    neighbor_share: float = 0.0,
+    history_cut_rate: float = 0.0,
   ):
     """Sorts and places the data and plans the batches.
 
@@ -94,6 +96,9 @@ class DeviceLoader:
       mesh: The devices.
       batch_size: Examples an update of one replica.
       packs: Whether several examples may share a row.
+      neighbor_share: Targets drawn from `data.neighbors`.
+      history_cut_rate: Probability that an item of a packed example begins a
+        history of its own.
 
     Raises:
       InputError: As `prepare`.
@@ -101,7 +106,12 @@ class DeviceLoader:
     found = prepare(data, layout, mesh, batch_size=batch_size, packs=packs)
     self.plan = found.plan
     self.sampler = step_lib.DeviceSampler(
-      layout, found.strata, found.plan, batch_size
+      layout,
+      found.strata,
+      found.plan,
+      batch_size,
+      neighbor_share,
+      history_cut_rate,
     )
     self.data = mesh_lib.place(found.data, mesh_lib.replicated(mesh))
 

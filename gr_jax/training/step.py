@@ -6,6 +6,7 @@ that one alone leaves an accelerator idle.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from jax.sharding import Mesh
 from gr_jax.core import checks, permutation, rng
 from gr_jax.core import mesh as mesh_lib
 from gr_jax.models.encoder_decoder import shift_right
-from gr_jax.tasks import packing, windows
+from gr_jax.tasks import neighbors, packing, windows
 from gr_jax.training import losses, partition
 from gr_jax.training.state import TrainState
 
@@ -87,12 +88,17 @@ class DeviceSampler:
     strata: Of the data's examples, sorted by length.
     plan: How a batch is packed; None for not at all.
     batch_size: Examples an update of one replica.
+    neighbor_share: Targets drawn from the data's neighbors.
+    history_cut_rate: Probability that an item of a packed example begins a
+      history of its own.
   """
 
   layout: windows.WindowLayout
   strata: packing.Strata
   plan: packing.PackPlan | None
   batch_size: int
+  neighbor_share: float = 0.0
+  history_cut_rate: float = 0.0
 
   def indices(self, steps: jax.Array, order_keys: jax.Array) -> jax.Array:
     """Returns the examples of some steps [n] and all replicas: [n, R, B]."""
@@ -105,10 +111,32 @@ class DeviceSampler:
     of_step = jax.vmap(one, in_axes=(None, 0))
     return jax.vmap(of_step, in_axes=(0, None))(steps, order_keys)
 
-  def cut(self, data: windows.TrainingData, index: jax.Array) -> windows.Batch:
-    """Returns the batch of some examples [B]."""
-    batch = windows.gather_batch(data, index, self.layout)
-    return batch if self.plan is None else packing.pack(batch, self.plan)
+  def cut(
+    self, data: windows.TrainingData, index: jax.Array, key: jax.Array
+  ) -> windows.Batch:
+    """Returns the batch of some examples [B]; `key` augments them."""
+    retarget = None
+    if self.neighbor_share:
+      retarget = functools.partial(
+        neighbors.draw,
+        rng.stream(key, "neighbors"),
+        data.neighbors,
+        share=self.neighbor_share,
+      )
+    batch = windows.gather_batch(data, index, self.layout, retarget)
+    if self.plan is None:
+      return batch
+    batch = packing.pack(batch, self.plan)
+    if not self.history_cut_rate:
+      return batch
+    return batch.replace(
+      input_segments=packing.cut_histories(
+        rng.stream(key, "cuts"),
+        jnp.asarray(self.plan.input_segments),
+        num_levels=self.layout.num_levels,
+        rate=self.history_cut_rate,
+      )
+    )
 
 
 def make_train_steps(
@@ -142,8 +170,8 @@ def make_train_steps(
   Returns:
     (state, data, keys [R]) -> (state, metrics); the state is donated. `data`
     is what the sampler cuts from, or without one a `Batch` of leaves
-    [num_steps, R, ...]. `keys` are the replicas' root keys: order and dropout
-    are streams of them, indexed by step.
+    [num_steps, R, ...]. `keys` are the replicas' root keys: order, dropout and
+    augmentation are streams of them, indexed by step.
   """
   constrain = jax.lax.with_sharding_constraint
   placed = mesh_lib.batch_sharding(mesh, axis=1)
@@ -162,6 +190,8 @@ def make_train_steps(
         "input_segment_ids": jnp.asarray(plan.input_segments),
         "decoder_segment_ids": jnp.asarray(plan.target_segments),
       }
+      if batch.input_segments is not None:
+        segments["input_segment_ids"] = batch.input_segments
     logits = model.apply(
       {"params": params},
       batch.inputs,
@@ -181,10 +211,16 @@ def make_train_steps(
 
   def run(state, data, keys):
     dropout_keys = stream_keys(keys, "dropout")
+    augmentation_keys = stream_keys(keys, "augmentation")
+
+    def at_step(keys, state):
+      return jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
 
     def update(state, batch):
       if sampler is not None:
-        batch = jax.vmap(sampler.cut, in_axes=(None, 0))(data, batch)
+        batch = jax.vmap(sampler.cut, in_axes=(None, 0, 0))(
+          data, batch, at_step(augmentation_keys, state)
+        )
       batch = constrain(batch, placed)  # [R, rows, ...]
       params = state.params
       if shardings is not None:
@@ -192,7 +228,7 @@ def make_train_steps(
       grads, terms = jax.vmap(jax.grad(loss_fn, has_aux=True))(
         params,
         batch,
-        jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, state.step),
+        at_step(dropout_keys, state),
         jnp.asarray(dropout_rates),
       )
       if shardings is not None:

@@ -39,6 +39,22 @@ def _refusal(change):
     ),
     (lambda c: c.update(data={"name": "folder"}), "lacks 'path'; set --config"),
     (lambda c: c["task"].update(max_history=0), "max_history must be 1"),
+    (lambda c: c["task"].update(neighbor_share=1.0), "neighbor_share must lie"),
+    (
+      lambda c: c["task"].update(neighbor_temperature=0.0),
+      "neighbor_temperature must exceed 0; got 0.0",
+    ),
+    (
+      lambda c: c["task"].update(history_cut_rate=0.3),
+      "history_cut_rate=0.3 cuts sequences; set task.augmentation='sequences'",
+    ),
+    (
+      lambda c: (
+        c["task"].update(neighbor_share=0.3),
+        c["data"].update(loader="grain"),
+      ),
+      "task.neighbor_share=0.3 is drawn on the device; set it to 0, or",
+    ),
     (lambda c: c["decoding"].update(beam_width=5), "beam_width=5 must be 20"),
     (
       lambda c: c["decoding"].update(level_widths=(80, 40)),

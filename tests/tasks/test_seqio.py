@@ -124,7 +124,7 @@ def test_training_on_a_device_sees_what_seqio_yields(world_of, registry, key):
   found = []
   steps = jnp.arange(len(want) // 16 + 1)  # one epoch and a little
   for index in jax.jit(loader.sampler.indices)(steps, key[None])[:, 0]:
-    batch = cut(loader.data, index)
+    batch = cut(loader.data, index, key)
     for row in range(plan.num_rows):
       for segment in range(1, plan.input_segments[row].max() + 1):
         pair = [

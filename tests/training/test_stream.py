@@ -162,7 +162,8 @@ def test_a_grain_stream_is_the_sampler_shared_by_hosts(world, key):
 
   @jax.jit
   def cut(data, key, step):
-    return sampler.cut(data, sampler.indices(step[None], key[None])[0, 0])
+    index = sampler.indices(step[None], key[None])[0, 0]
+    return sampler.cut(data, index, key)
 
   for number in range(12):
     want = cut(device, order_key, jnp.int32(number))

@@ -1,0 +1,101 @@
+"""Targets that are text neighbors of what a user chose last.
+
+A next item is one draw from what a user might have chosen, and most pairs of
+items are never seen together. So a share of the targets is drawn anew at every
+visit from the text neighbors of the item before: label smoothing (Szegedy et
+al. 2016, arXiv:1512.00567, section 7) over items alike instead of over all.
+The network learns who is whose neighbor as exactly as its semantic IDs can say
+it, and not only as finely as neighbors share codes.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float32, Int32
+
+from gr_jax.core import checks
+
+_CHUNK = 1 << 11  # items whose neighbors are sought at once
+
+
+def neighbor_table(
+  vectors: Float32[np.ndarray, "N D"],
+  *,
+  temperature: float,
+  num_neighbors: int = 50,
+  num_draws: int = 64,
+) -> Int32[np.ndarray, "N S"]:
+  """Returns S equally likely draws from each item's neighbors.
+
+  An item's neighbors weigh softmax(cosine / temperature); draw s is their
+  quantile (s + 1/2) / S, nearest first, so that a neighbor fills as many of
+  the S places as its weight says.
+
+  Args:
+    vectors: Of the items' texts.
+    temperature: Of the softmax; lower keeps closer to the nearest.
+    num_neighbors: Nearest items that are weighed, ties to the lowest index.
+    num_draws: S.
+
+  Raises:
+    InputError: A single item, which has no neighbor.
+  """
+  num_items = vectors.shape[0]
+  if num_items < 2:
+    raise checks.InputError(
+      "A catalog of one item has no text neighbors; set task.neighbor_share=0."
+    )
+  count = min(num_neighbors, num_items - 1)
+  norm = np.linalg.norm(vectors, axis=1, keepdims=True)
+  unit = vectors / np.maximum(norm, np.finfo(np.float32).tiny)
+  quantiles = (np.arange(num_draws) + 0.5) / num_draws
+  rows = []
+  for start in range(0, num_items, _CHUNK):
+    cosine = unit[start : start + _CHUNK] @ unit.T  # [C, N]
+    places = np.arange(cosine.shape[0])
+    cosine[places, start + places] = -np.inf  # not its own neighbor
+    order = np.argsort(-cosine, axis=1, kind="stable")[:, :count]
+    best = np.take_along_axis(cosine, order, axis=1).astype(np.float64)
+    weight = np.exp((best - best[:, :1]) / temperature)
+    upper = np.cumsum(weight, axis=1) / weight.sum(axis=1, keepdims=True)
+    column = np.sum(quantiles[None, :, None] > upper[:, None, :], axis=2)
+    column = np.minimum(column, count - 1)  # [C, S]
+    rows.append(np.take_along_axis(order, column, axis=1))
+  return np.concatenate(rows).astype(np.int32)
+
+
+def draw(
+  key: jax.Array,
+  table: Int32[Array, "N S"],
+  history: Int32[Array, "B H"],
+  newest: Int32[Array, "B P"],
+  following: Int32[Array, "B P"],
+  *,
+  share: float,
+) -> Int32[Array, "B P"]:
+  """Returns targets, some of them replaced by neighbors.
+
+  Args:
+    key: Of this batch.
+    table: From `neighbor_table`.
+    history: Items, oldest first.
+    newest: Place in the history of the item before each target; where it is
+      negative the target is left alone.
+    following: The items that were chosen.
+    share: Probability of a neighbor.
+
+  Returns:
+    `following`, with probability `share` a neighbor of the item before. One
+    that the history up to there holds already is not taken.
+  """
+  coin_key, draw_key = jax.random.split(key)
+  before = jnp.take_along_axis(history, jnp.maximum(newest, 0), axis=1)
+  column = jax.random.randint(draw_key, newest.shape, 0, table.shape[1])
+  neighbor = table[before, column]  # [B, P]
+  slots = jnp.arange(history.shape[1], dtype=jnp.int32)
+  known = slots[None, None] <= newest[:, :, None]  # [B, P, H]
+  is_known = jnp.any(
+    known & (neighbor[:, :, None] == history[:, None, :]), axis=2
+  )
+  wanted = jax.random.bernoulli(coin_key, share, newest.shape)
+  return jnp.where(wanted & ~is_known & (newest >= 0), neighbor, following)
