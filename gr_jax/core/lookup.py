@@ -21,6 +21,7 @@ from gr_jax.core.precision import bfloat16_parts
 _DIGIT = 1 << 12
 _MOST_ADDED = 1 << 13
 _COPIES_APART = 16  # of the sums, where rows are added a part at a time
+_COUNTERS = 1 << 15  # at the least: additions to one counter wait for others
 # Largest one-hot block held at once: 128 M elements, 256 MB in bfloat16.
 _BLOCK_ELEMENTS = 1 << 27
 
@@ -247,10 +248,13 @@ def _spread(
   ids: jax.Array, num_rows: int, copies: int
 ) -> tuple[jax.Array, jax.Array]:
   """Spreads rows over copies of the sums: their places, and how many each."""
-  copy = jnp.arange(ids.shape[0], dtype=jnp.int32) % copies
-  place = ids * copies + copy
-  counts = jnp.zeros((num_rows * copies,), jnp.int32)
-  return place, counts.at[place].add(1, mode="drop")
+  row = jnp.arange(ids.shape[0], dtype=jnp.int32)
+  each = -(-_COUNTERS // (num_rows * copies))  # counters of a place
+  counts = jnp.zeros((num_rows * each * copies,), jnp.int32)
+  counter = ids * (each * copies) + row % (each * copies)
+  counts = counts.at[counter].add(1, mode="drop")
+  counts = jnp.sum(counts.reshape(num_rows, each, copies), axis=1)
+  return ids * copies + row % copies, counts.reshape(-1)
 
 
 def _sum_digits(

@@ -6,16 +6,15 @@ forms below return the same positions; they differ in speed alone:
 
 - sort: `lax.top_k`, then its positions sorted. The reference; best on CPU.
 - count: an element's rank is the number of elements before it, one fused pass
-  of n^2 comparisons. Best while batch x n^2 stays below some 10^8.
+  of n^2 comparisons. Best for few and short rows.
 - digits: the k-th largest score, found by its bits in 8 counting passes of 15
   thresholds or 4 of 255, then the chosen are squeezed together by prefix sums.
 - groups: the k best lie in the k groups of largest maximum (an element of
   another group has k maxima before it); select groups, then elements.
 
-"auto" takes sort on CPU and elsewhere the cheapest by a small cost model.
+"auto" takes sort on CPU and elsewhere what measured best (docs/decoding.md).
 """
 
-import functools
 import math
 
 import jax
@@ -26,13 +25,12 @@ from gr_jax.core.checks import check_known
 
 METHODS = ("auto", "sort", "count", "digits", "groups")
 
-# Cost model, microseconds on a data center GPU (2024): a dependent kernel, and
-# elementary operations and bytes of cached memory that one microsecond does.
-_KERNEL_US = 1.3
-_OPS_PER_US = 25e6
-_BYTES_PER_US = 4e6
-_GROUP_SIZES = (4, 8, 16, 32)
-_DIGIT_BITS = (4, 8)
+# Limits of the forms on one H200: pairs that are compared at once, and elements
+# up to which a launch costs more than the work.
+_PAIRS = 1_000_000
+_FEW = 10_000
+_MANY = 1_200_000
+_GROUP = 8
 
 
 def best_in_order(
@@ -73,8 +71,8 @@ def best_first(
   """Returns all positions, best score first; ties by lowest position."""
   batch, n = scores.shape
   scores = _one_zero(scores)
-  is_auto_sort = method == "auto" and jax.default_backend() == "cpu"
-  if method == "sort" or is_auto_sort or batch * n * n > 4e8:
+  on_cpu = method == "auto" and jax.default_backend() == "cpu"
+  if method == "sort" or on_cpu or batch * n * n > _PAIRS:
     return jax.lax.top_k(scores, n)[1]
   return _where_equal(_ranks(scores), n)
 
@@ -88,7 +86,7 @@ def _run_plan(scores, k, plan):
   if name == "count":
     return _by_count(scores, k)
   if name == "digits":
-    return _by_digits(scores, k, *(rest or _DIGIT_BITS[:1]))
+    return _by_digits(scores, k, *(rest or (4,)))
   return _by_groups(scores, k, *rest)
 
 
@@ -97,38 +95,22 @@ def _auto_plan(batch, n, k):
   # contradicts is harmless.
   if jax.default_backend() == "cpu":
     return ("sort",)
-  return _plan(batch, n, k)[1]
+  return _plan(batch, n, k)
 
 
-@functools.lru_cache(maxsize=4096)
 def _plan(batch, n, k):
-  """Returns (microseconds, plan), the cheapest way by the cost model."""
+  """Returns the way that measured best for a size, or for those beside it."""
   if k >= n:
-    return 0.0, ("sort",)  # never run: all positions are chosen
-  count = 3 * _KERNEL_US + batch * n * (9 * n + 3 * k) / _OPS_PER_US
-  words = -(-n // 32)
-  bits, passes = _digit_cost(batch * n)
-  squeeze = 5 * _KERNEL_US + batch * 3 * words * (2 * words + k) / _OPS_PER_US
-  best = min((count, ("count",)), (passes + squeeze, ("digits", bits)))
-  for size in _GROUP_SIZES:
-    if 2 * k * size > n:
-      break
-    outer, outer_plan = _plan(batch, -(-n // size), k)
-    inner, inner_plan = _plan(batch, k * size, k)
-    total = 3 * _KERNEL_US + batch * n * 4 / _BYTES_PER_US + outer + inner
-    if total < best[0]:
-      best = (total, ("groups", size, outer_plan, inner_plan))
-  return best
-
-
-def _digit_cost(size):
-  """Returns bits a pass and microseconds of all passes, the cheapest."""
-  costs = {
-    bits: 32 // bits * (2 * _KERNEL_US + 2.3 * size * 2**bits / _OPS_PER_US)
-    for bits in _DIGIT_BITS
-  }
-  bits = min(costs, key=costs.get)
-  return bits, costs[bits]
+    return ("sort",)  # never run: all positions are chosen
+  if batch * n * n <= _PAIRS:
+    return ("count",)
+  is_small = batch * n <= _FEW
+  if n <= (1024 if is_small else 2048):
+    return ("sort",)
+  if batch * n > _MANY and 2 * k * _GROUP <= n:
+    outer = _plan(batch, -(-n // _GROUP), k)
+    return ("groups", _GROUP, outer, _plan(batch, k * _GROUP, k))
+  return ("digits", 8 if is_small else 4)
 
 
 def _by_sort(scores, k):

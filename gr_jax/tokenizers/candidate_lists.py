@@ -42,7 +42,8 @@ def compact(
   counts = lax.population_count(masks).astype(jnp.int32)
   groups = words // GROUP
   through = prefix_sum(
-    jnp.sum(counts.reshape(window, groups, GROUP), axis=-1)
+    jnp.sum(counts.reshape(window, groups, GROUP), axis=-1),
+    largest=GROUP * WORD,
   )  # [m, groups]
   count = through[:, -1]
   left = jnp.broadcast_to(
@@ -59,6 +60,7 @@ def compact(
     ahead = group + (1 << step)
     before = at(flat_through, row * groups + ahead - 1)
     group = jnp.where((ahead < groups) & (before <= left), ahead, group)
+  group = lax.optimization_barrier(group)  # else searched again by all users
   before = at(flat_through, row * groups + group - 1)
   left = left - jnp.where(group > 0, before, 0)
   word = jnp.zeros_like(left)
@@ -154,29 +156,39 @@ def by_distance(
 
 def prefix_count(mask: Bool[Array, "m n"]) -> Int32[Array, "m n"]:
   """Counts True values up to and including each place of a row."""
-  return prefix_sum(mask.astype(jnp.int32))
+  return prefix_sum(mask.astype(jnp.int32), largest=1)
 
 
-def prefix_sum(x: Int32[Array, "m n"]) -> Int32[Array, "m n"]:
+def prefix_sum(x: Int32[Array, "m n"], *, largest: int) -> Int32[Array, "m n"]:
   """Cumulative sums of rows by triangular matmuls; exact below 2^24.
 
   A scan of a dozen dependent kernels becomes two matmuls.
+
+  Args:
+    x: Numbers of at most `largest`, none negative.
+    largest: Static. Up to 256 they are exact in bfloat16, which is fastest.
   """
   rows, length = x.shape
   if length <= 256:
-    return _triangle(x)
+    return _triangle(x, largest)
   block = 128
   padded = jnp.pad(x, ((0, 0), (0, -length % block)))
-  inner = _triangle(padded.reshape(-1, block)).reshape(rows, -1, block)
+  inner = _triangle(padded.reshape(-1, block), largest)
+  inner = inner.reshape(rows, -1, block)
   sums = inner[:, :, -1]  # [m, blocks]
-  before = prefix_sum(sums) - sums
+  before = prefix_sum(sums, largest=block * largest) - sums
   return (inner + before[:, :, None]).reshape(rows, -1)[:, :length]
 
 
-def _triangle(x: jax.Array) -> jax.Array:
+def _triangle(x: jax.Array, largest: int) -> jax.Array:
   index = jnp.arange(x.shape[1])
-  upper = (index[:, None] <= index[None, :]).astype(jnp.float32)
-  sums = jnp.matmul(
-    x.astype(jnp.float32), upper, precision=lax.Precision.HIGHEST
+  fast = largest <= 256
+  exact = jnp.bfloat16 if fast else jnp.float32
+  sums = lax.dot_general(
+    x.astype(exact),
+    (index[:, None] <= index[None, :]).astype(exact),
+    (((1,), (0,)), ((), ())),
+    precision=None if fast else lax.Precision.HIGHEST,
+    preferred_element_type=jnp.float32,
   )
   return sums.astype(jnp.int32)

@@ -57,11 +57,13 @@ def test_plans(plan):
 
 def test_plans_suit_their_sizes():
   def name(*shape):
-    return selection._plan(*shape)[1][0]
+    return selection._plan(*shape)[0]
 
-  assert name(2, 1330, 70) == "count"
-  assert name(64, 3200, 50) == "groups"
+  assert name(2, 560, 70) == "count"
+  assert name(64, 560, 70) == "sort"
   assert name(64, 16000, 500) == "digits"
+  assert name(64, 32000, 500) == "groups"
+  assert name(64, 32000, 30000) == "digits"  # too many for groups
 
 
 @pytest.mark.parametrize("method", ["sort", "count"])

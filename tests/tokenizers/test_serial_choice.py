@@ -158,10 +158,11 @@ def test_lists_are_in_order_and_whole():
     np.testing.assert_array_equal(items[row, :kept], expected[:kept])
 
 
+@pytest.mark.parametrize("largest", [1, 256, 300])
 @pytest.mark.parametrize("length", [1, 255, 257, 40000])
-def test_prefix_sums_are_exact(length):
-  x = np.random.default_rng(0).integers(0, 256, size=(2, length))
-  found = candidate_lists.prefix_sum(jnp.asarray(x, jnp.int32))
+def test_prefix_sums_are_exact(length, largest):
+  x = np.random.default_rng(0).integers(0, largest + 1, size=(2, length))
+  found = candidate_lists.prefix_sum(jnp.asarray(x, jnp.int32), largest=largest)
   np.testing.assert_array_equal(found, np.cumsum(x, axis=1))
 
 
