@@ -8,14 +8,17 @@ The network learns who is whose neighbor as exactly as its semantic IDs can say
 it, and not only as finely as neighbors share codes.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float32, Int32
 
-from gr_jax.core import checks
+from gr_jax.core import checks, progress
 
-_CHUNK = 1 << 11  # items whose neighbors are sought at once
+_BLOCK_ELEMENTS = 1 << 26  # cosines held at once, 256 MB
 
 
 def neighbor_table(
@@ -47,21 +50,37 @@ def neighbor_table(
     )
   count = min(num_neighbors, num_items - 1)
   norm = np.linalg.norm(vectors, axis=1, keepdims=True)
-  unit = vectors / np.maximum(norm, np.finfo(np.float32).tiny)
+  unit = jnp.asarray(vectors / np.maximum(norm, np.finfo(np.float32).tiny))
+  size = min(num_items, max(1, _BLOCK_ELEMENTS // num_items))
   quantiles = (np.arange(num_draws) + 0.5) / num_draws
   rows = []
-  for start in range(0, num_items, _CHUNK):
-    cosine = unit[start : start + _CHUNK] @ unit.T  # [C, N]
-    places = np.arange(cosine.shape[0])
-    cosine[places, start + places] = -np.inf  # not its own neighbor
-    order = np.argsort(-cosine, axis=1, kind="stable")[:, :count]
-    best = np.take_along_axis(cosine, order, axis=1).astype(np.float64)
-    weight = np.exp((best - best[:, :1]) / temperature)
-    upper = np.cumsum(weight, axis=1) / weight.sum(axis=1, keepdims=True)
-    column = np.sum(quantiles[None, :, None] > upper[:, None, :], axis=2)
-    column = np.minimum(column, count - 1)  # [C, S]
-    rows.append(np.take_along_axis(order, column, axis=1))
-  return np.concatenate(rows).astype(np.int32)
+  with progress.bar("text neighbors", total=num_items, unit="item") as advance:
+    for start in range(0, num_items, size):
+      # The last block overlaps the one before: one shape, compiled once.
+      first = min(start, num_items - size)
+      cosine, nearest = jax.device_get(
+        _nearest(unit, jnp.int32(first), size, count)
+      )
+      upper = np.cumsum(np.exp((cosine - cosine[:, :1]) / temperature), axis=1)
+      upper = upper / upper[:, -1:]  # [C, n]
+      column = np.sum(quantiles[None, :, None] > upper[:, None, :], axis=2)
+      column = np.minimum(column, count - 1)[start - first :]  # [C, S]
+      rows.append(np.take_along_axis(nearest[start - first :], column, axis=1))
+      advance(column.shape[0])
+  return np.concatenate(rows)
+
+
+@functools.partial(jax.jit, static_argnames=("size", "count"))
+def _nearest(
+  unit: Float32[Array, "N D"], first: Int32[Array, ""], size: int, count: int
+) -> tuple[Float32[Array, "C n"], Int32[Array, "C n"]]:
+  """Returns the cosines and numbers of some items' nearest others."""
+  items = first + jnp.arange(size, dtype=jnp.int32)  # [C]
+  cosine = jnp.matmul(unit[items], unit.T, precision=lax.Precision.HIGHEST)
+  others = jnp.arange(unit.shape[0], dtype=jnp.int32)
+  cosine = jnp.where(items[:, None] == others[None], -jnp.inf, cosine)
+  best, nearest = lax.top_k(cosine, count)
+  return best, nearest
 
 
 def draw(

@@ -30,12 +30,12 @@ def test_draws_are_as_frequent_as_the_softmax_of_cosines():
   )
 
 
-def test_cold_draws_are_the_nearest_alone_whatever_the_chunks(monkeypatch):
+def test_cold_draws_are_the_nearest_alone_whatever_the_blocks(monkeypatch):
   vectors = np.random.default_rng(0).normal(size=(37, 5)).astype(np.float32)
   cosine = vectors @ vectors.T
   cosine /= np.sqrt(np.outer(np.diag(cosine), np.diag(cosine)))
   np.fill_diagonal(cosine, -np.inf)
-  monkeypatch.setattr(neighbors, "_CHUNK", 10)
+  monkeypatch.setattr(neighbors, "_BLOCK_ELEMENTS", 10 * 37)
   table = neighbors.neighbor_table(vectors, temperature=1e-6, num_draws=3)
   np.testing.assert_array_equal(
     table, np.repeat(cosine.argmax(axis=1)[:, None], 3, axis=1)
