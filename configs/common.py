@@ -86,9 +86,9 @@ def amazon2014(arg: str) -> config_dict.ConfigDict:
     # An item's own number as its last code, its text neighbors as targets and
     # short histories beside the whole: what is met often enough is known well.
     c.collisions = dict(name="sparse_id")
-    c.task.update(neighbor_share=0.25, history_cut_rate=0.3)
+    c.task.update(neighbor_share=0.2, history_cut_rate=0.5)
     c.model.update(emb_dim=256, num_heads=4, num_decoder_layers=2)
-    c.training.update(num_steps=1_400, eval_every_steps=200, patience=0)
+    c.training.update(num_steps=1_800, eval_every_steps=200, patience=0)
     c.evaluation.batch_size = 1_024
   if arg == "cpu":
     c.model.update(
