@@ -38,7 +38,6 @@ class Blocks(NamedTuple):
   codes: int = 64
   num_warps: int = 4
   num_stages: int = 3
-  group: int = 1  # blocks of codes that are compared as one; for one part
 
 
 def supports(num_rows: int, num_codes: int, width: int, *, parts: int) -> bool:
@@ -92,21 +91,15 @@ def _kernel(*refs, num_parts: int, num_rows: int, blocks: Blocks):
     length += jnp.sum(jnp.square(x), axis=1)
     rows.append(split(x)[:num_parts])
 
-  def score_of(block):
+  def body(block, carry):
+    at, best, second = carry
     those = pl.ds(block * blocks.codes, blocks.codes)
-    score = jnp.zeros(shape, jnp.float32) + norms_ref[those][None, :]
+    score = jnp.zeros(best.shape, jnp.float32) + norms_ref[those][None, :]
     for columns, x in zip(pieces, rows, strict=True):
       for i, j in pairs:
         score += jnp.dot(
           x[i], codes[j][those, columns].T, preferred_element_type=jnp.float32
         )
-    return score
-
-  def body(block, carry):
-    at, best, second = carry
-    score = score_of(block * blocks.group)
-    for other in range(1, blocks.group):
-      score = jnp.minimum(score, score_of(block * blocks.group + other))
     # Each place of the block has a best of its own: no reduction in here.
     better = score < best  # ties stay with the lower code
     if num_parts > 1:
@@ -116,7 +109,7 @@ def _kernel(*refs, num_parts: int, num_rows: int, blocks: Blocks):
   shape = (blocks.rows, blocks.codes)
   far = jnp.full(shape, jnp.inf, jnp.float32)
   start = (jnp.zeros(shape, jnp.int32), far, far if num_parts > 1 else None)
-  num_blocks = codes[0].shape[0] // (blocks.codes * blocks.group)
+  num_blocks = codes[0].shape[0] // blocks.codes
   at, best, second = lax.fori_loop(0, num_blocks, body, start)
   code = at * blocks.codes + lax.broadcasted_iota(jnp.int32, shape, 1)
   low = jnp.min(best, axis=1)
@@ -154,17 +147,15 @@ def best_two(
     rows, and with two parts the second best score [N].
   """
   num_rows, width = x.shape
-  if blocks is None:
-    blocks = _suited(parts, width, codebook.shape[0])
+  blocks = _suited(parts, width) if blocks is None else blocks
   padded = max(16, pl.next_power_of_2(width))
   if width > _PIECE:
     padded = width + -width % _PIECE
   columns = (0, padded - width)
   norms = jnp.sum(jnp.square(codebook), axis=-1)
-  extra = (0, -codebook.shape[0] % (blocks.codes * blocks.group))
-  norms = _by_group(jnp.pad(norms, extra, constant_values=jnp.inf), blocks)
-  codes = jnp.pad(-2.0 * codebook, (extra, columns))
-  codes = split(_by_group(codes, blocks))[:parts]
+  extra = (0, -codebook.shape[0] % blocks.codes)
+  norms = jnp.pad(norms, extra, constant_values=jnp.inf)
+  codes = split(jnp.pad(-2.0 * codebook, (extra, columns)))[:parts]
   if padded > width:
     x, shift = jnp.pad(x, ((0, 0), columns)), jnp.pad(shift, columns)
   whole = [
@@ -179,7 +170,7 @@ def best_two(
     options["compiler_params"] = triton.CompilerParams(
       num_warps=blocks.num_warps, num_stages=blocks.num_stages
     )
-  found, score, length, *second = pl.pallas_call(
+  return pl.pallas_call(
     functools.partial(
       _kernel, num_parts=parts, num_rows=num_rows, blocks=blocks
     ),
@@ -190,42 +181,11 @@ def best_two(
     interpret=interpret,
     **options,
   )(x, shift, norms, *codes)
-  if blocks.group > 1:
-    rows = x.astype(jnp.float32) - shift[None, :]
-    found = _in_group(found, rows, codes[0], norms, blocks)
-  return found, score, length, *second
 
 
-def _by_group(x: jax.Array, blocks: Blocks) -> jax.Array:
-  """Neighboring codes come to the same place of a group's blocks."""
-  grouped = x.reshape(-1, blocks.codes, blocks.group, *x.shape[1:])
-  return jnp.swapaxes(grouped, 1, 2).reshape(x.shape)
-
-
-def _in_group(
-  lane: jax.Array,
-  rows: jax.Array,
-  codes: jax.Array,
-  norms: jax.Array,
-  blocks: Blocks,
-) -> jax.Array:
-  """The best code of each row among a group's that share a place."""
-  rows = lax.reduce_precision(rows, 8, 7)  # to bfloat16
-  first = lane // blocks.codes * (blocks.codes * blocks.group)
-  low = jnp.full(lane.shape, jnp.inf, jnp.float32)
-  found = jnp.zeros_like(lane)
-  for i in range(blocks.group):
-    at = first + i * blocks.codes + lane % blocks.codes
-    dots = jnp.sum(rows * codes[at].astype(jnp.float32), axis=-1)
-    score = norms[at] + dots
-    found = jnp.where(score < low, lane * blocks.group + i, found)
-    low = jnp.minimum(low, score)
-  return found
-
-
-def _suited(parts: int, width: int, num_codes: int) -> Blocks:
-  """Returns blocks for a size; measured in docs/balanced_kmeans.md."""
-  del parts, num_codes
+def _suited(parts: int, width: int) -> Blocks:
+  """Returns blocks for a width; measured in docs/balanced_kmeans.md."""
+  del parts
   if width <= _PIECE:
     return Blocks()
   return Blocks(rows=128, num_warps=8, num_stages=2)

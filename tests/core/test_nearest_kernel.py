@@ -67,25 +67,6 @@ def test_bfloat16_codes_of_whole_numbers_are_exact(width):
   np.testing.assert_array_equal(found.squared_distance, plain.squared_distance)
 
 
-@pytest.mark.parametrize("kind", ["normal", "whole"])
-def test_groups_of_blocks_change_no_code(kind):
-  x, codebook = case(kind)
-  # Equal codes, in one group and in two: the lowest wins.
-  codebook = codebook.at[jnp.array([7, 8, 150])].set(codebook[3])
-  given = x, codebook, jnp.zeros(x.shape[1:])
-  plain, grouped = (
-    nearest_kernel.best_two(
-      *given,
-      parts=1,
-      blocks=nearest_kernel.Blocks(codes=16, group=n),
-      interpret=True,
-    )
-    for n in (1, 4)
-  )
-  np.testing.assert_array_equal(grouped[0], plain[0])
-  np.testing.assert_allclose(grouped[1], plain[1], rtol=1e-6)
-
-
 def test_other_platforms_take_the_plain_form(monkeypatch):
   # Traced for a GPU, lowered for a CPU.
   monkeypatch.setattr(nearest_kernel, "_is_known_device", lambda: True)
