@@ -20,6 +20,7 @@ from gr_jax.core.precision import bfloat16_parts
 # two digits, of which so many add up to no more than 2^24.
 _DIGIT = 1 << 12
 _MOST_ADDED = 1 << 13
+_SPARE = 16  # times an equal share of the rows that an id may have at once
 _COPIES_APART = 16  # of the sums, where rows are added a part at a time
 _COUNTERS = 1 << 15  # at the least: additions to one counter wait for others
 # Largest one-hot block held at once: 128 M elements, 256 MB in bfloat16.
@@ -204,8 +205,7 @@ def whole_number_sum(
   shift = jnp.clip(23 - exponent, -125, 125)
   one = jnp.float32(1)
   up = functools.partial(_whole_rows, scale=jnp.ldexp(one, shift))
-  # Twice as many copies as equal shares need.
-  copies = -(-2 * count // (_MOST_ADDED * num_rows))
+  copies = -(-_SPARE * count // (_MOST_ADDED * num_rows))
   place, counts = _spread(ids, num_rows, copies)
 
   def at_once() -> jax.Array:

@@ -34,9 +34,9 @@ _AGAIN = 1 << 16  # rows computed again at a time
 class Blocks(NamedTuple):
   """How the kernel cuts up its work."""
 
-  rows: int = 64
+  rows: int = 128
   codes: int = 64
-  num_warps: int = 4
+  num_warps: int = 8
   num_stages: int = 3
 
 
@@ -185,10 +185,9 @@ def best_two(
 
 def _suited(parts: int, width: int) -> Blocks:
   """Returns blocks for a width; measured in docs/balanced_kmeans.md."""
-  del parts
-  if width <= _PIECE:
-    return Blocks()
-  return Blocks(rows=128, num_warps=8, num_stages=2)
+  if parts == 1 and width <= _PIECE:
+    return Blocks(rows=64, num_warps=4)
+  return Blocks(num_stages=3 if width <= _PIECE else 2)
 
 
 def codes_as_plain(

@@ -102,6 +102,7 @@ def test_whole_number_sums_are_exact_in_any_order(
   # As if 64 rows could be added: a skewed case takes parts of 128 rows.
   monkeypatch.setattr(lookup, "_MOST_ADDED", 64)
   monkeypatch.setattr(lookup, "_COPIES_APART", 2)
+  monkeypatch.setattr(lookup, "_SPARE", 2)
   parts = []
   add_up = lookup._sum_digits
   draw = np.random.default_rng(0)
