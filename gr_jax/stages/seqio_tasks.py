@@ -117,7 +117,17 @@ def add_task(
     catalog: Its semantic IDs.
     vocabulary: A `SidSeqioVocabulary` that has them.
     layout_index: As which of its layouts.
+
+  Raises:
+    InputError: Examples that only the trainer's own loaders make.
   """
+  task = config.task
+  if task.augmentation == windows.SEQUENCES or task.neighbor_share:
+    raise checks.InputError(
+      "A seqio task has one item of the data a target; set "
+      f"task.neighbor_share={task.neighbor_share} to 0 and "
+      f"task.augmentation={task.augmentation!r} to 'prefixes'."
+    )
   seqio, next_item, seqio_metrics, _ = seqio_files()
   if name in seqio.TaskRegistry.names():
     seqio.TaskRegistry.remove(name)
@@ -130,8 +140,8 @@ def add_task(
     split=splits.leave_one_out(stored.interactions),
     catalog=catalog,
     vocabulary=vocabulary,
-    max_history=config.task.max_history,
-    augmentation=config.task.augmentation,
+    max_history=task.max_history,
+    augmentation=task.augmentation,
     layout_index=layout_index,
     **metrics.arguments(),
   )

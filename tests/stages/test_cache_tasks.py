@@ -132,6 +132,8 @@ def test_bad_requests_are_refused(workdir, tmp_path, monkeypatch):
   cache_tasks.cache_tasks(config, workdir, splits=["test"])
   with pytest.raises(checks.InputError, match=r"without split 'train'"):
     cache_tasks.cache_tasks(config, workdir, splits=["train"])
+  with pytest.raises(checks.InputError, match=r"neighbor_share=0.3 to 0 and"):
+    seqio_tasks.register(_config(neighbor_share=0.3), workdir)
   with pytest.raises(checks.InputError, match=r"No run in"):
     seqio_tasks.open_run(tmp_path)
   monkeypatch.setitem(sys.modules, "gr_jax.tasks.next_item", None)
