@@ -125,11 +125,7 @@ def _nearest_fused(
 ) -> Nearest:
   """`nearest` by the kernel."""
 
-  codebook = codebook.astype(jnp.float32)
-  shift = jnp.zeros(codebook.shape[1:], jnp.float32)
-  if centered:
-    shift = jnp.mean(codebook, axis=0)
-  codes = codebook - shift[None, :]
+  codes, shift = _shifted(codebook, centered)
   if precision == "bfloat16":
     found, score, length = nearest_kernel.best_two(
       x, codes, shift, parts=1, interpret=interpret
@@ -243,11 +239,19 @@ def _operands(
   x: jax.Array, codebook: jax.Array, centered: bool
 ) -> tuple[jax.Array, jax.Array]:
   """Both sides in float32, shifted by the codebook's mean if wanted."""
-  x, codebook = x.astype(jnp.float32), codebook.astype(jnp.float32)
-  if not centered:
-    return x, codebook
-  shift = jnp.mean(codebook, axis=0, keepdims=True)  # [1, D]
-  return x - shift, codebook - shift
+  codes, shift = _shifted(codebook, centered)
+  return x.astype(jnp.float32) - shift[None, :], codes
+
+
+def _shifted(
+  codebook: jax.Array, centered: bool
+) -> tuple[jax.Array, jax.Array]:
+  """Codes in float32 without their mean if wanted, and what was subtracted."""
+  codebook = codebook.astype(jnp.float32)
+  shift = jnp.zeros(codebook.shape[1:], jnp.float32)
+  if centered:
+    shift = jnp.mean(codebook, axis=0)
+  return codebook - shift[None, :], shift
 
 
 def _scores(

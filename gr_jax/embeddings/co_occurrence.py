@@ -17,6 +17,7 @@ from gr_jax.data.dataset import Dataset
 from gr_jax.data.interactions import Interactions
 from gr_jax.data.splits import Split
 from gr_jax.embeddings import files
+from gr_jax.embeddings.normalization import unit_rows
 from gr_jax.embeddings.table import EmbeddingTable
 
 # Contexts count by their frequency to this power (Levy et al. 2015, 3.2).
@@ -165,7 +166,7 @@ def _of_neighbors(
   rows: Float32[np.ndarray, "N d"],
 ) -> Float32[np.ndarray, "M d"]:
   """Returns the mean unit row of each query's nearest texts, by cosine."""
-  queries, text, rows = (_scaled(x, 1.0) for x in (queries, text, rows))
+  queries, text, rows = (unit_rows(x) for x in (queries, text, rows))
   count = min(_NUM_NEIGHBORS, text.shape[0])
   means = []
   for start in range(0, queries.shape[0], _CHUNK):

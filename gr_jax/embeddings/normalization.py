@@ -18,6 +18,14 @@ _CHUNK_ROWS = 1 << 16
 _RANK_TOLERANCE = 1e-10
 
 
+def unit_rows(
+  vectors: Float32[np.ndarray, "N D"],
+) -> Float32[np.ndarray, "N D"]:
+  """Scales rows to length 1; a row of zeros stays."""
+  norm = np.linalg.norm(vectors, axis=1, keepdims=True)
+  return (vectors / np.maximum(norm, np.float32(1e-12))).astype(np.float32)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Normalization:
   """A fitted map of embeddings: y = ((x - mean) @ projection) * scale.

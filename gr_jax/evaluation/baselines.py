@@ -22,6 +22,7 @@ from gr_jax.core import checks, progress
 from gr_jax.core.checks import InputError
 from gr_jax.data.interactions import Interactions
 from gr_jax.data.splits import Examples, Split
+from gr_jax.embeddings.normalization import unit_rows
 from gr_jax.evaluation import scorers
 from gr_jax.evaluation.scorers import Histories, Scorer
 
@@ -151,8 +152,7 @@ class TextNeighbors:
         f"{vectors.shape[0]} embeddings for {num_items} items; embed the same "
         "catalog."
       )
-    norm = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit = vectors / np.maximum(norm, np.finfo(np.float32).tiny)
+    unit = unit_rows(vectors)
     part = _TrainingPart.create(interactions, split, num_items)
     by_popularity = part.by_popularity
     return Scorer(by_popularity, scorers.Cosine(unit[by_popularity]))

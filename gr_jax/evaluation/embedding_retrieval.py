@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32, Int, Int32
 
 from gr_jax.core import checks
+from gr_jax.embeddings.normalization import unit_rows
 
 # Links an item, and candidates looked at while building and searching, of
 # Malkov and Yashunin 2016 (arXiv:1603.09320): M, efConstruction, efSearch.
@@ -151,14 +152,6 @@ class Hnsw:
 def has_hnsw() -> bool:
   """Whether faiss is installed."""
   return importlib.util.find_spec("faiss") is not None
-
-
-def unit_rows(
-  vectors: Float32[np.ndarray, "N D"],
-) -> Float32[np.ndarray, "N D"]:
-  """Scales rows to length 1; a row of zeros stays."""
-  norm = np.linalg.norm(vectors, axis=1, keepdims=True)
-  return (vectors / np.maximum(norm, np.float32(1e-12))).astype(np.float32)
 
 
 def _check(recency, list_size, num_items):

@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float32, Int32
 
 from gr_jax.core import checks, progress
+from gr_jax.embeddings.normalization import unit_rows
 
 _BLOCK_ELEMENTS = 1 << 26  # cosines held at once, 256 MB
 
@@ -49,8 +50,7 @@ def neighbor_table(
       "A catalog of one item has no text neighbors; set task.neighbor_share=0."
     )
   count = min(num_neighbors, num_items - 1)
-  norm = np.linalg.norm(vectors, axis=1, keepdims=True)
-  unit = jnp.asarray(vectors / np.maximum(norm, np.finfo(np.float32).tiny))
+  unit = jnp.asarray(unit_rows(vectors))
   size = min(num_items, max(1, _BLOCK_ELEMENTS // num_items))
   quantiles = (np.arange(num_draws) + 0.5) / num_draws
   rows = []
