@@ -15,6 +15,8 @@ from configs import common, quickstart, sasrec
 
 # Cell -> section -> changes.
 Cells = Mapping[str, Mapping[str, Any]]
+# Updates of networks of tokens, whose examples are one target each.
+_SHORT_OF_TOKENS = {"batch_size": 1_024, "num_steps": 700}
 # Bits of a code in place of 8, and epochs of fits by gradient.
 _SMALLER = {"smoke": (3, 4), "cpu": (6, 200)}
 _BY_GRADIENT = ("rq_vae", "rvq", "fsq", "opmq")
@@ -24,17 +26,24 @@ def base(arg: str) -> config_dict.ConfigDict:
   """Returns what all cells share.
 
   Args:
-    arg: "" for an accelerator, "short" for minutes of one (the network of items
-      and fewer steps), "cpu" for minutes a cell on a CPU core and catalogs of
-      some thousand items, "smoke" for synthetic data and seconds a cell.
+    arg: "" for an accelerator, "short" for minutes of one (a small network of
+      items, fewer steps, a narrow beam), "cpu" for minutes a cell on a CPU core
+      and catalogs of some thousand items, "smoke" for synthetic data and
+      seconds a cell.
   """
   if arg == "smoke":
     return quickstart.get_config("smoke")
   if arg == "short":
-    c = common.amazon2014("best")
-    plain = common.amazon2014("")
-    c.update(embedding=plain.embedding, collisions=plain.collisions)
-    c.task.update(neighbor_share=0.0, history_cut_rate=0.0)
+    c = common.amazon2014("")
+    c.task.augmentation = "sequences"
+    c.model.update(name="rq_transformer", num_decoder_layers=2)
+    c.training.update(
+      batch_size=512, num_steps=1_200, eval_every_steps=1_200, patience=0
+    )
+    c.optimizer.warmup_steps = 100
+    c.validation.num_users = 2_000
+    c.decoding.beam_width = 20
+    c.evaluation.batch_size = 1_024
     return c
   c = common.amazon2014(arg)
   if arg == "cpu":
@@ -65,6 +74,8 @@ def of_tokens(arg: str, **changes: Any) -> dict[str, Any]:
   model["num_decoder_layers"] = model["num_encoder_layers"]
   model |= changes.pop("model", {})
   task = {"augmentation": "prefixes", **changes.pop("task", {})}
+  if arg == "short":
+    changes["training"] = _SHORT_OF_TOKENS
   return {"model": model, "task": task, **changes}
 
 
@@ -78,6 +89,8 @@ def handbook(arg: str, **grids: Cells) -> config_dict.ConfigDict:
     section: sasrec.get_config()[section].to_dict()
     for section in ("tokenizer", "collisions", "model")
   }
+  if arg == "short":  # its dropout of .5 is for many more steps
+    yardstick["model"]["dropout_rate"] = 0.2
   grids = {**grids, "baselines": {"sasrec": yardstick}}
   if arg in _SMALLER:
     # Names of shapes are what they say.
