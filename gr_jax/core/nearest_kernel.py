@@ -147,7 +147,7 @@ def best_two(
     rows, and with two parts the second best score [N].
   """
   num_rows, width = x.shape
-  blocks = _suited(parts, width) if blocks is None else blocks
+  blocks = _suited(width) if blocks is None else blocks
   padded = max(16, pl.next_power_of_2(width))
   if width > _PIECE:
     padded = width + -width % _PIECE
@@ -183,11 +183,11 @@ def best_two(
   )(x, shift, norms, *codes)
 
 
-def _suited(parts: int, width: int) -> Blocks:
+def _suited(width: int) -> Blocks:
   """Returns blocks for a width; measured in docs/balanced_kmeans.md."""
-  if parts == 1 and width <= _PIECE:
+  if width <= _PIECE:
     return Blocks(rows=64, num_warps=4)
-  return Blocks(num_stages=3 if width <= _PIECE else 2)
+  return Blocks(num_stages=2)
 
 
 def codes_as_plain(

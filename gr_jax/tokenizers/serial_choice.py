@@ -35,7 +35,7 @@ _NOBODY = np.int32(2**31 - 1)
 _FAR = np.float32(1e38)  # beyond every squared distance
 _NORM_PARTS = 3  # bfloat16 numbers whose sum is a float32
 _MATMUL_ELEMENTS = 5 << 28  # of one [clusters, N] matmul: 5 GB
-_MANY_CODES = 2048
+_MANY_CODES = 1024
 _ROWS_PER_STAGE = 1 << 14
 
 

@@ -176,6 +176,6 @@ def test_impossible_windows_are_refused():
 
 
 def test_windows_suit_their_sizes():
-  assert serial_choice.suited(10**7, 8192) == serial_choice.Windows(window=64)
+  assert serial_choice.suited(10**7, 1024) == serial_choice.Windows(window=64)
   assert serial_choice.suited(10**6, 256) == serial_choice.Windows()
   assert serial_choice.suited(5000, 256).stages == 1
