@@ -51,7 +51,9 @@ def base() -> config_dict.ConfigDict:
     weight_decay=1e-2,
   )
   c.validation = dict(num_users=0, beam_width=20)
-  c.decoding = dict(beam_width=50, level_widths=(), constrained=True)
+  c.decoding = dict(
+    beam_width=50, level_widths=(), constrained=True, rerank=False
+  )
   c.evaluation = dict(batch_size=256)
   c.mesh = dict(data=-1, model=1, replica=1, rules="tensor")
   return c
@@ -89,6 +91,7 @@ def amazon2014(arg: str) -> config_dict.ConfigDict:
     c.task.update(neighbor_share=0.2, history_cut_rate=0.5)
     c.model.update(emb_dim=256, num_heads=4, num_decoder_layers=2)
     c.training.update(num_steps=1_800, eval_every_steps=200, patience=0)
+    c.decoding.update(beam_width=200, rerank=True)
     c.evaluation.batch_size = 1_024
   if arg == "cpu":
     c.model.update(

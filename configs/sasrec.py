@@ -23,6 +23,7 @@ def get_config(arg: str = "beauty") -> config_dict.ConfigDict:
   c.tokenizer = dict(name="random", codebook_sizes=(2,))
   c.collisions = dict(name="sparse_id", spare_items=0)
   c.task.update(neighbor_share=0.0, history_cut_rate=0.0)
+  c.decoding.rerank = False
   c.model.update(
     name="sasrec",
     mlp_activations=("relu",),

@@ -9,6 +9,7 @@ A trained row is the mean of its replicas, whose own rows ("generator/0" ...)
 stand beside it.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import rich.console
@@ -21,6 +22,8 @@ NOTHING_REMOVED, HISTORY_REMOVED = "nothing_removed", "history_removed"
 FORMS = (NOTHING_REMOVED, HISTORY_REMOVED)
 ALL, LATER_DAY, SAME_DAY = "all", "later_day", "same_day"
 GENERATOR = "generator"
+# The same lists in the order of `reranking`.
+RERANKED = "generator_reranked"
 # The generator's list as a fourth ranking of the counters' fusion.
 FUSED = "generator_and_fusion"
 # What a verdict is about.
@@ -36,8 +39,9 @@ Rows = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
 
 def label(row: str) -> str:
   """Returns how a row is called in tables."""
-  if row == FUSED:
-    return "generator + rank fusion"
+  names = {RERANKED: "generator, reranked", FUSED: "generator + rank fusion"}
+  if row in names:
+    return names[row]
   return BASELINES[row].label if row in BASELINES else row
 
 
@@ -86,22 +90,28 @@ def _baselines(rows: Rows) -> dict[str, Mapping]:
 def verdicts(rows: Rows, form: str, population: str = ALL) -> list[str]:
   """Says, metric by metric, which baselines the generator does not beat.
 
+  And, where its lists are reranked, which they do not.
+
   Args:
     rows: The report.
     form: One of `FORMS`.
     population: One of the report's populations.
 
   Returns:
-    One line a deciding metric, with its 95 % interval.
+    One line a row and deciding metric, with its 95 % interval.
   """
   lines = []
-  for metric in DECIDING:
-    values = rows[GENERATOR][form][population]
+  for row, metric in itertools.product((GENERATOR, RERANKED), DECIDING):
+    if row not in rows:
+      continue
+    values = rows[row][form][population]
     own = values[metric]
     said = f"{metric} {own:.4f} ± {values[INTERVAL + metric]:.4f}"
+    if row == RERANKED:
+      said = f"reranked, {said}"
     ahead = {
-      row: other[form][population][metric]
-      for row, other in _baselines(rows).items()
+      name: other[form][population][metric]
+      for name, other in _baselines(rows).items()
       if other[form][population][metric] >= own
     }
     if ahead:
@@ -187,6 +197,7 @@ def _lines(
     part = {k[len(start) :]: v for k, v in own.items() if k.startswith(start)}
     if part:
       lines.append((f"{GENERATOR}, {name}", part))
-  if FUSED in rows:
-    lines.append((label(FUSED), rows[FUSED][form][population]))
+  for row in (RERANKED, FUSED):
+    if row in rows:
+      lines.append((label(row), rows[row][form][population]))
   return lines

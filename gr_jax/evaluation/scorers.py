@@ -63,6 +63,15 @@ class Histories:
     """The row that each item belongs to."""
     return np.repeat(np.arange(self.num_users), self.lengths)
 
+  def earlier(self) -> tuple[Int[np.ndarray, "C"], "Histories"]:
+    """Returns the histories without their newest item, and whose they are.
+
+    Those of one item are left out.
+    """
+    rows = np.flatnonzero(self.lengths > 1)
+    lengths = self.lengths[rows] - 1
+    return rows, Histories(*_cut(self.items, self.offsets[rows], lengths))
+
   def take(self, rows: Int[np.ndarray, "C"]) -> "Histories":
     """Returns the histories at `rows`, in that order."""
     return Histories(*_cut(self.items, self.offsets[rows], self.lengths[rows]))
@@ -102,6 +111,12 @@ class Ranking(abc.ABC):
     removed[histories.rows, histories.items] = -np.inf
     return scores, removed
 
+  def of_items(
+    self, histories: Histories, items: Int[np.ndarray, "B W"]
+  ) -> Float[np.ndarray, "B W"]:
+    """Scores some items alone."""
+    return np.take_along_axis(self.scores(histories), items, axis=1)
+
   def ranks(self, histories: Histories) -> Int32[np.ndarray, "B N"]:
     """Returns every item's rank, ties to the lowest number."""
     order = np.argsort(-self.scores(histories), axis=1, kind="stable")
@@ -132,6 +147,16 @@ class ItemToItem(Ranking):
   def scores(self, histories: Histories) -> Float[np.ndarray, "B N"]:
     """Multiplies; what no history item leads to scores 0."""
     return self._sparse_scores(histories).toarray()
+
+  def of_items(
+    self, histories: Histories, items: Int[np.ndarray, "B W"]
+  ) -> Float[np.ndarray, "B W"]:
+    """As the base class, and holds no row of all items."""
+    if not items.size:  # SciPy answers with a matrix then
+      return np.zeros(items.shape)
+    rows = np.repeat(np.arange(items.shape[0]), items.shape[1])
+    found = self._sparse_scores(histories)[rows, items.reshape(-1)]
+    return np.asarray(found).reshape(items.shape)
 
   def _sparse_scores(self, histories: Histories) -> scipy.sparse.csr_matrix:
     weights = histories.weights(self.recency, self.matrix.shape[0])
@@ -167,6 +192,14 @@ class Cosine(Ranking):
     """Multiplies once for all histories that end alike."""
     last, row = np.unique(histories.last, return_inverse=True)
     return self._similarity(last)[row]
+
+  def of_items(
+    self, histories: Histories, items: Int[np.ndarray, "B W"]
+  ) -> Float[np.ndarray, "B W"]:
+    """As the base class, and holds a vector an item asked for."""
+    last = histories.last
+    scores = np.einsum("bd,bwd->bw", self.unit[last], self.unit[items])
+    return np.where(items == last[:, None], np.float32(-np.inf), scores)
 
   def _similarity(self, last: np.ndarray) -> np.ndarray:
     scores = self.unit[last] @ self.unit.T
@@ -262,6 +295,13 @@ class Scorer:
     place = self.place
     scores = self.ranking.both(histories.renumber(place))[remove_history]
     return np.take(scores, place, axis=1)
+
+  def score_items(
+    self, histories: Histories, items: Int[np.ndarray, "B W"]
+  ) -> Float[np.ndarray, "B W"]:
+    """Scores some items for every history, as `score` does all."""
+    place = self.place
+    return self.ranking.of_items(histories.renumber(place), place[items])
 
   def top_items(
     self,

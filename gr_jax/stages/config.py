@@ -122,11 +122,14 @@ class DecodingConfig:
     level_widths: Beams kept after each level, of which the last is
       `beam_width`; empty keeps `beam_width` after every level.
     constrained: Only IDs of the catalog may be written.
+    rerank: Whether lists are put in another order by counts and texts, with
+      weights fitted on validation users (`gr_jax.evaluation.reranking`).
   """
 
   beam_width: int = 50
   level_widths: tuple[int, ...] = ()
   constrained: bool = True
+  rerank: bool = False
 
   def __post_init__(self):
     """Refuses a beam narrower than the lists that are scored."""

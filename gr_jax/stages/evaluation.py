@@ -1,8 +1,7 @@
 """Stage 10: the trained generator beside the baselines, on the test items."""
 
 import json
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -10,8 +9,7 @@ import rich.console
 from jaxtyping import Bool, Float32, Int, Int32
 
 from gr_jax.core import artifact, processes, rng
-from gr_jax.data import Interactions, splits
-from gr_jax.decoding.trie import Trie
+from gr_jax.data import splits
 from gr_jax.embeddings.co_occurrence import text_vectors
 from gr_jax.evaluation import (
   baselines,
@@ -23,135 +21,9 @@ from gr_jax.evaluation import (
 from gr_jax.evaluation.evaluator import Predictions
 from gr_jax.evaluation.scorers import Histories
 from gr_jax.sids.sid_catalog import SidCatalog
-from gr_jax.stages import generator as generator_stage
-from gr_jax.stages import live_catalog, prepare, tries
+from gr_jax.stages import live_catalog, prediction, prepare, reranking
 from gr_jax.stages.config import RunConfig
 from gr_jax.stages.workdir import Workdir
-from gr_jax.tasks import windows
-
-
-def predict_test(
-  config: RunConfig,
-  workdir: Workdir,
-  stored: prepare.StoredDataset,
-  live: live_catalog.LiveCatalog,
-  examples: splits.Examples,
-) -> list[dict[str, Predictions]]:
-  """Decodes the test users, unless done before, and stores the lists.
-
-  Returns:
-    For each replica, the lists of each of the report's forms.
-
-  Raises:
-    InputError: No trained generator yet, or one of another catalog.
-  """
-  saved = workdir.load_child(
-    "generator", {"dataset": stored.artifact, "sids": live.sids_artifact}
-  )
-  section = config.sections["decoding"]
-  parents = {"generator": saved, **live.parents}
-  kept = workdir.matching("predictions", section, parents)
-  if kept is not None:
-    return [
-      {
-        form: Predictions(
-          **artifact.group(kept.arrays, f"replica_{replica}/{form}")
-        )
-        for form in report.FORMS
-      }
-      for replica in range(generator_stage.num_replicas(saved))
-    ]
-  denied = denied_items(stored.interactions, examples)
-  predictions, seconds = [], []
-  started = time.monotonic()
-  for lists in decode(
-    config,
-    saved,
-    live.sids,
-    tries.load(workdir, live),
-    stored.interactions,
-    examples,
-    denied,
-  ):
-    predictions.append(lists)
-    seconds.append(time.monotonic() - started)
-    started = time.monotonic()
-  arrays = {}
-  for replica, lists in enumerate(predictions):
-    for form, each in lists.items():
-      arrays |= artifact.prefixed(vars(each), f"replica_{replica}/{form}")
-  # The first replica compiles: with several it is not the fastest.
-  facts = {
-    "users_per_second": len(denied) * examples.num_examples / min(seconds)
-  }
-  workdir.save("predictions", section, arrays, parents, facts)
-  return predictions
-
-
-def decode(
-  config: RunConfig,
-  saved: artifact.Artifact,
-  catalog: SidCatalog,
-  trie: Trie,
-  interactions: Interactions,
-  examples: splits.Examples,
-  denied: Mapping[str, Int32[np.ndarray, "U R"] | None],
-) -> Iterator[dict[str, Predictions]]:
-  """Decodes every example, by every replica, for each set of denied items.
-
-  Args:
-    config: The run's settings.
-    saved: The generator.
-    catalog: The semantic IDs.
-    trie: Of the items that may be returned.
-    interactions: The data, in item indices of `catalog`.
-    examples: Of that data.
-    denied: By name, items that each user must not get, -1 filling the rows.
-
-  Yields:
-    For each replica, the lists by the same names.
-  """
-  generator = generator_stage.make_generator(config, catalog)
-  mesh = generator_stage.make_mesh(config)
-  recommend = evaluator.make_recommend_fn(
-    generator.model,
-    generator.vocabulary,
-    trie,
-    beam_width=config.decoding.widths(),
-    constrained=config.decoding.constrained,
-    mesh=mesh,
-  )
-  data = windows.training_data(
-    interactions, catalog, generator.vocabulary, examples
-  )
-
-  def predict(params):
-    return {
-      name: evaluator.predict(
-        recommend,
-        params,
-        data,
-        generator.layout,
-        batch_size=config.evaluation.batch_size,
-        mesh=mesh,
-        denied_items=items,
-        description=f"decoding, {name.replace('_', ' ')}",
-      )
-      for name, items in denied.items()
-    }
-
-  for replica in range(generator_stage.num_replicas(saved)):
-    yield predict(generator_stage.load_params(saved, replica))
-
-
-def denied_items(
-  interactions: Interactions, examples: splits.Examples
-) -> dict[str, Int32[np.ndarray, "U R"] | None]:
-  """Returns the items that each of the report's forms leaves out."""
-  return {
-    report.NOTHING_REMOVED: None,
-    report.HISTORY_REMOVED: evaluator.histories(interactions, examples),
-  }
 
 
 def generator_metrics(
@@ -216,40 +88,21 @@ def generator_metrics(
 def fused_metrics(
   config: RunConfig,
   stored: prepare.StoredDataset,
-  live: live_catalog.LiveCatalog,
   text: Float32[np.ndarray, "N D"],
   split: splits.Split,
-  predictions: Sequence[Mapping[str, Predictions]],
+  lists: Sequence[Mapping[str, Int[np.ndarray, "U W"]]],
   populations: Mapping[str, Bool[np.ndarray, "U"]],
 ) -> list[dict[str, dict[str, dict[str, float]]]]:
   """Returns the metrics of each replica's lists fused with the counters.
 
-  Of items that share an ID one is drawn.
-
   Args:
     config: The run's settings.
     stored: The data set.
-    live: The semantic IDs.
     text: Vectors of the items' texts.
     split: Whose test examples were decoded.
-    predictions: For each replica, the lists of each of the report's forms.
+    lists: For each replica, the items listed in each of the report's forms.
     populations: Which users to average over, by name.
   """
-  denied = denied_items(stored.interactions, split.test)
-  buckets = shared_ids.Buckets.create(live.sids, live.recommendable)
-  lists = []
-  for replica, forms in enumerate(predictions):
-    draw = rng.numpy_generator(
-      jax.random.key(config.seed + replica), "fused_random_item"
-    )
-    lists.append(
-      tuple(
-        buckets.sample(forms[form].item_index, draw, denied[form])
-        if live.sids.shares_ids
-        else forms[form].item_index
-        for form in report.FORMS
-      )
-    )
   scorer = baselines.Fusion().fit(
     stored.interactions,
     split,
@@ -259,27 +112,70 @@ def fused_metrics(
   ranked = baselines.fused_ranks(
     Histories.create(stored.interactions, split.test),
     evaluator.targets(stored.interactions, split.test),
-    lists,
+    [tuple(forms[form] for form in report.FORMS) for forms in lists],
     scorer,
   )
-  width = config.decoding.beam_width
+  return [
+    {
+      form: _averages(config, getattr(ranks, form), populations)
+      for form in report.FORMS
+    }
+    for ranks in ranked
+  ]
+
+
+def reranked_metrics(
+  config: RunConfig,
+  workdir: Workdir,
+  stored: prepare.StoredDataset,
+  live: live_catalog.LiveCatalog,
+  examples: splits.Examples,
+  lists: Sequence[Mapping[str, Int[np.ndarray, "U W"]]],
+  predictions: Sequence[Mapping[str, Predictions]],
+  populations: Mapping[str, Bool[np.ndarray, "U"]],
+) -> list[dict[str, dict[str, dict[str, float]]]]:
+  """Returns the metrics of each replica's lists in their reranked order.
+
+  Args:
+    config: The run's settings.
+    workdir: Where it lies.
+    stored: The data set.
+    live: The semantic IDs.
+    examples: The test examples.
+    lists: For each replica, the items listed in each of the report's forms.
+    predictions: Where they and their scores come from.
+    populations: Which users to average over, by name.
+  """
+  reranker = reranking.load(config, workdir, stored, live)
+  histories = Histories.create(stored.interactions, examples)
+  targets = evaluator.targets(stored.interactions, examples)
   rows = []
-  for ranks in ranked:
+  for replica, forms in enumerate(lists):
     row = {}
-    for form in report.FORMS:
-      values = metrics.per_user(getattr(ranks, form), list_size=width)
-      row[form] = {
-        name: {key: float(value[mask].mean()) for key, value in values.items()}
-        | {
-          report.INTERVAL + key: metrics.user_interval(
-            values[key][mask]
-          ).half_width
-          for key in report.DECIDING
-        }
-        for name, mask in populations.items()
-      }
+    for form, items in forms.items():
+      scores = predictions[replica][form].scores
+      items, _ = reranker.rerank(histories, items, scores, replica=replica)
+      ranks = metrics.target_ranks(items, targets)
+      row[form] = _averages(config, ranks, populations)
     rows.append(row)
   return rows
+
+
+def _averages(
+  config: RunConfig,
+  ranks: Int[np.ndarray, "U"],
+  populations: Mapping[str, Bool[np.ndarray, "U"]],
+) -> dict[str, dict[str, float]]:
+  """Returns the metrics of each population, with intervals over users."""
+  values = metrics.per_user(ranks, list_size=config.decoding.beam_width)
+  return {
+    name: {key: float(value[mask].mean()) for key, value in values.items()}
+    | {
+      report.INTERVAL + key: metrics.user_interval(values[key][mask]).half_width
+      for key in report.DECIDING
+    }
+    for name, mask in populations.items()
+  }
 
 
 def baseline_ranks(
@@ -337,8 +233,8 @@ def measure(
   if later is not None:
     populations |= {report.LATER_DAY: later, report.SAME_DAY: ~later}
   targets = evaluator.targets(stored.interactions, examples)
-  predictions = predict_test(config, workdir, stored, live, examples)
-  denied = denied_items(stored.interactions, examples)
+  predictions = prediction.predict_test(config, workdir, stored, live, examples)
+  denied = prediction.denied_items(stored.interactions, examples)
   replicas = [
     {
       form: generator_metrics(
@@ -357,12 +253,30 @@ def measure(
   rows = report.over_replicas(report.GENERATOR, replicas)
   width = config.decoding.beam_width
   text = text_vectors(config.embedding, table)
+  lists = [
+    {
+      form: prediction.drawn_items(
+        live.sids,
+        each.item_index,
+        denied[form],
+        recommendable=live.recommendable,
+        seed=config.seed + replica,
+      )
+      for form, each in forms.items()
+    }
+    for replica, forms in enumerate(predictions)
+  ]
+  if config.decoding.rerank:
+    rows |= report.over_replicas(
+      report.RERANKED,
+      reranked_metrics(
+        config, workdir, stored, live, examples, lists, predictions, populations
+      ),
+    )
   if fused:
     rows |= report.over_replicas(
       report.FUSED,
-      fused_metrics(
-        config, stored, live, text, split, predictions, populations
-      ),
+      fused_metrics(config, stored, text, split, lists, populations),
     )
   ranked = baseline_ranks(workdir, stored, embeddings, text, split)
   for name, ranks in ranked.items():

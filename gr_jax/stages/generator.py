@@ -291,6 +291,19 @@ def _neighbors(
   return jnp.asarray(table)
 
 
+def validation_examples(
+  config: RunConfig, split: splits.Split
+) -> splits.Examples:
+  """Returns the validation examples, or the part that the config asks for."""
+  examples = split.validation
+  wanted = config.validation.num_users
+  if not 0 < wanted < examples.num_examples:
+    return examples
+  draw = rng.numpy_generator(jax.random.key(config.seed), "validation_users")
+  chosen = draw.choice(examples.num_examples, wanted, replace=False)
+  return examples.take(np.sort(chosen))
+
+
 def _validator(
   config: RunConfig,
   generator: Generator,
@@ -299,12 +312,7 @@ def _validator(
   mesh: Mesh,
 ) -> Callable[[Any], Mapping[str, float]]:
   """Returns a function from parameters to item-level validation metrics."""
-  examples = split.validation
-  wanted = config.validation.num_users
-  if 0 < wanted < examples.num_examples:
-    draw = rng.numpy_generator(jax.random.key(config.seed), "validation_users")
-    chosen = draw.choice(examples.num_examples, wanted, replace=False)
-    examples = examples.take(np.sort(chosen))
+  examples = validation_examples(config, split)
   recommend = evaluator.make_recommend_fn(
     generator.model,
     generator.vocabulary,

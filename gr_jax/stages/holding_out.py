@@ -32,6 +32,7 @@ from gr_jax.stages import (
   evaluation,
   generator,
   live_catalog,
+  prediction,
   prepare,
   runs,
 )
@@ -227,7 +228,7 @@ def _measure(
   targets = evaluator.targets(interactions, examples)
   is_new = np.arange(live.items.num_items) >= stored.catalog.num_items
   is_new &= live.recommendable
-  denied = evaluation.denied_items(interactions, examples)
+  denied = prediction.denied_items(interactions, examples)
 
   scorer = baselines.BASELINES[_NEIGHBORS]().fit(
     interactions,
@@ -249,7 +250,7 @@ def _measure(
     ({NEW_ITEMS: None}, is_new),
   ):
     lists = list(
-      evaluation.decode(
+      prediction.decode(
         config,
         saved,
         live.sids,

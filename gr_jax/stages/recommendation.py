@@ -16,10 +16,11 @@ from jaxtyping import Bool
 from gr_jax.core import checks, rng
 from gr_jax.decoding.beam_search import BeamResult
 from gr_jax.evaluation import evaluator, shared_ids
+from gr_jax.evaluation.scorers import Histories
 from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.sids.vocabulary import SidVocabulary
 from gr_jax.stages import generator as generator_stage
-from gr_jax.stages import live_catalog, prepare, tries
+from gr_jax.stages import live_catalog, prepare, reranking, tries
 from gr_jax.stages.config import RunConfig
 from gr_jax.stages.workdir import Workdir
 from gr_jax.tasks import windows
@@ -75,7 +76,8 @@ class Recommendation:
   item_id: str
   title: str
   semantic_id: str
-  score: float  # log-likelihood of the semantic ID, nats
+  # Log-likelihood of the semantic ID, nats; reranked, of the item in the list.
+  score: float
 
   def to_dict(self) -> dict[str, object]:
     """Returns the fields as JSON types."""
@@ -103,7 +105,7 @@ def recommend(
   saved = workdir.load_child(
     "generator", {"dataset": stored.artifact, "sids": live.sids_artifact}
   )
-  stored = dataclasses.replace(stored, catalog=live.items)
+  trained, stored = stored, dataclasses.replace(stored, catalog=live.items)
   catalog = live.sids
   history, user_id = _history(request, stored)
   generator = generator_stage.make_generator(config, catalog)
@@ -148,7 +150,7 @@ def recommend(
     )
     return _items(config, request, catalog, candidates, result)
 
-  ranked = search(left, as_mask=bool(request.allow))[: request.top_k]
+  ranked, new = search(left, as_mask=bool(request.allow)), []
   if request.min_new:
     is_new = live.recommendable.copy()
     is_new[: live.items.num_items - live.num_appended] = False
@@ -158,6 +160,11 @@ def recommend(
         "none; append some with launch.tokenize --append."
       )
     new = search(left & is_new, as_mask=True)
+  if config.decoding.rerank:
+    reranker = reranking.load(config, workdir, trained, live)
+    ranked, new = _reranked(reranker, history, ranked, new)
+  ranked = ranked[: request.top_k]
+  if request.min_new:
     ranked = _with_new(ranked, new, is_new, request)
   found = [
     Recommendation(
@@ -197,6 +204,27 @@ def _items(
     (item, score)
     for items, score in zip(held, scores, strict=True)
     for item in items
+  ]
+
+
+def _reranked(
+  reranker: reranking.Reranker,
+  history: np.ndarray,
+  *lists: list[tuple[int, float]],
+) -> list[list[tuple[int, float]]]:
+  """Returns lists of one user in their new order, scored as one list."""
+  listed = {item: score for each in lists for item, score in each}
+  if not listed:
+    return list(lists)
+  items, scores = reranker.rerank(
+    Histories(np.asarray(history, np.int32), np.array([0, len(history)])),
+    np.array([list(listed)], np.int32),
+    np.array([list(listed.values())]),
+  )
+  scored = list(zip(items[0].tolist(), scores[0].tolist(), strict=True))
+  return [
+    [pair for pair in scored if pair[0] in {item for item, _ in each}]
+    for each in lists
   ]
 
 

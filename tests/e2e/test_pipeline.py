@@ -303,3 +303,33 @@ def test_kill_minus_nine_in_mid_training_loses_nothing(tmp_path):
       for run in ("whole", name)
     ]
     assert reports[0] == reports[1]
+
+
+def test_lists_are_reranked(workdir, capsys, caplog):
+  config = _config(decoding__rerank=True)
+  caplog.set_level("INFO", "absl")
+  stages.pipeline(config, workdir)
+  assert "predictions: matches" in caplog.text  # the lists are the same
+  rows = _report(workdir)
+  own, other = rows["generator"], rows["generator_reranked"]
+  for form, populations in other.items():
+    for population, values in populations.items():
+      # Another order of the same items.
+      hit_rate = own[form][population]["hit_rate"]
+      assert values["hit_rate"] == pytest.approx(hit_rate)
+  better = other["nothing_removed"]["all"]["ndcg@10"]
+  assert better > own["nothing_removed"]["all"]["ndcg@10"]
+  assert "reranked, recall@10" in (workdir.root / "report.md").read_text()
+  kept = workdir.load("reranker")
+  assert kept.arrays["weights"].shape == (1, 6)
+  # Requests see the same order, and fit nothing anew.
+  request = stages.Request(user="user00017", top_k=5)
+  plain = stages.recommend(_config(), workdir, dataclasses.replace(request))
+  found = stages.recommend(config, workdir, request)
+  assert workdir.load("reranker").hash == kept.hash
+  assert [item.rank for item in found] == [1, 2, 3, 4, 5]
+  scores = [item.score for item in found]
+  assert scores == sorted(scores, reverse=True)
+  assert sum(np.exp(scores)) <= 1.0001
+  assert [i.item_id for i in found] != [i.item_id for i in plain]
+  capsys.readouterr()

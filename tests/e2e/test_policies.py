@@ -11,7 +11,7 @@ from configs import quickstart
 from gr_jax import stages
 from gr_jax.data import splits
 from gr_jax.evaluation import evaluator
-from gr_jax.stages import evaluation, live_catalog, prepare
+from gr_jax.stages import evaluation, live_catalog, prediction, prepare
 
 
 def _run(tmp_path, **sections):
@@ -93,10 +93,10 @@ def _check_draws_average_to_the_report(root, report):
   stored = prepare.load_data(workdir)
   live = live_catalog.load(workdir, stored)
   examples = splits.leave_one_out(stored.interactions).test
-  (lists,) = evaluation.predict_test(
+  (lists,) = prediction.predict_test(
     workdir.read_config(), workdir, stored, live, examples
   )
-  denied = evaluation.denied_items(stored.interactions, examples)
+  denied = prediction.denied_items(stored.interactions, examples)
   for form, predictions in lists.items():
     draws = [
       evaluation.generator_metrics(
