@@ -103,4 +103,5 @@ def amazon2014(arg: str) -> config_dict.ConfigDict:
     )
     c.optimizer.learning_rate = 3e-3
     c.validation.num_users = 4_000
+    c.decoding.update(beam_width=100, rerank=True)
   return c

@@ -55,7 +55,7 @@ def base(arg: str) -> config_dict.ConfigDict:
       patience=0,
     )  # fmt: skip
     c.validation.num_users = 1_000
-    c.decoding.beam_width = 20
+    c.decoding.update(beam_width=20, rerank=False)
   return c
 
 
