@@ -72,9 +72,8 @@ TINY_GRID = [
 VARIANTS = {
   "no code groups": Tuning(group_first=False),
   "two-pass normalizer": Tuning(normalizer="two_pass"),
-  "select by digits": Tuning(selection="digits"),
   "select by groups": Tuning(selection="groups"),
-  "select by count": Tuning(selection="count"),
+  "select by sort": Tuning(selection="sort"),
 }
 # XLA tries ways to compile each fusion of some programs for minutes; without
 # that the first of these options it knows is used.
@@ -244,8 +243,6 @@ class Bench:
     if name.startswith("ours"):
       return ours(constrained="free" not in name)
     if name in VARIANTS:
-      if name == "select by count" and batch * beam**2 > 10**7:
-        return None  # n^2 comparisons a user
       return ours(VARIANTS[name])
     if name.startswith("STATIC"):
       if self.static is None or (name == "STATIC 30" and beam <= 30):

@@ -15,8 +15,6 @@ NVIDIA GPUs; without it the plain form runs. k-means asks for the kernel.
 """
 
 import functools
-import importlib.util
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,6 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+
+from gr_jax.core import pallas_gpu
 
 _MOST_WIDTH = {1: 384, 2: 128}  # by parts: a block of rows stays on chip
 _PIECE = 128  # columns of a block's rows in one product
@@ -43,26 +43,7 @@ class Blocks(NamedTuple):
 def supports(num_rows: int, num_codes: int, width: int, *, parts: int) -> bool:
   """Whether the device can, with blocks enough, each of which fits on chip."""
   enough = num_rows >= 1 << 14 and num_codes >= _FEWEST_CODES
-  return enough and width <= _MOST_WIDTH[parts] and _is_known_device()
-
-
-def _is_known_device() -> bool:
-  """Whether JAX runs on an NVIDIA GPU that multiplies bfloat16.
-
-  A guess that a device placement contradicts costs time alone: the kernel is
-  lowered for CUDA only, and the plain form gives the same codes.
-  """
-  if jax.default_backend() != "gpu" or not _has_backend():
-    return False
-  capability = getattr(jax.local_devices()[0], "compute_capability", "")
-  is_number = re.fullmatch(r"\d+\.\d", str(capability)) is not None
-  return is_number and float(capability) >= 8
-
-
-def _has_backend() -> bool:
-  """Whether this jax still holds the backend that compiles the kernel."""
-  name = "jax.experimental.pallas.triton"
-  return importlib.util.find_spec(name) is not None
+  return enough and width <= _MOST_WIDTH[parts] and pallas_gpu.is_known_device()
 
 
 def split(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -163,13 +144,6 @@ def best_two(
     for a in (x, shift, norms, *codes)
   ]
   numbers = [jnp.int32, *[jnp.float32] * (1 + parts)]
-  options = {}
-  if not interpret:
-    from jax.experimental.pallas import triton
-
-    options["compiler_params"] = triton.CompilerParams(
-      num_warps=blocks.num_warps, num_stages=blocks.num_stages
-    )
   return pl.pallas_call(
     functools.partial(
       _kernel, num_parts=parts, num_rows=num_rows, blocks=blocks
@@ -178,8 +152,9 @@ def best_two(
     in_specs=whole,
     out_specs=[pl.BlockSpec((num_rows,), lambda i: (0,)) for _ in numbers],
     out_shape=[jax.ShapeDtypeStruct((num_rows,), n) for n in numbers],
-    interpret=interpret,
-    **options,
+    **pallas_gpu.options(
+      blocks.num_warps, blocks.num_stages, interpret=interpret
+    ),
   )(x, shift, norms, *codes)
 
 

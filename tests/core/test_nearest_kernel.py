@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gr_jax.core import nearest, nearest_kernel
+from gr_jax.core import nearest, nearest_kernel, pallas_gpu
 
 
 def case(kind, num_rows=300, num_codes=200, width=20):
@@ -69,7 +69,7 @@ def test_bfloat16_codes_of_whole_numbers_are_exact(width):
 
 def test_other_platforms_take_the_plain_form(monkeypatch):
   # Traced for a GPU, lowered for a CPU.
-  monkeypatch.setattr(nearest_kernel, "_is_known_device", lambda: True)
+  monkeypatch.setattr(pallas_gpu, "is_known_device", lambda: True)
   x, codebook = case("normal", num_rows=1 << 14, num_codes=128, width=4)
   found = nearest.nearest_code(x, codebook, fused=True)
   np.testing.assert_array_equal(found, nearest.nearest_code(x, codebook))

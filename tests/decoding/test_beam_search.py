@@ -125,8 +125,8 @@ def test_equals_brute_force(case):
 
 
 TUNINGS = [
-  extension.Tuning(selection="count", normalizer="one_pass"),
-  extension.Tuning(selection="digits", normalizer="two_pass"),
+  extension.Tuning(selection="kernel", normalizer="one_pass"),
+  extension.Tuning(selection="sort", normalizer="two_pass"),
   extension.Tuning(selection="groups", group_first=False),
 ]
 

@@ -2,7 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from gr_jax.core import mesh as mesh_lib
+from gr_jax.core import pallas_gpu
 from gr_jax.core.checks import InputError
 from gr_jax.decoding import scoring, selection
 
@@ -20,50 +23,108 @@ def scores_of(kind, rng, shape):
     x[rng.random(shape) < 0.9] = -np.inf
   if kind == "wide range":
     x = np.exp(20 * x) * np.sign(x)
+  if kind == "constant":
+    x[:] = -1.5
+  if kind == "empty":
+    x[:] = -np.inf
   return x
 
 
+KINDS = ("plain", "ties", "sparse", "wide range", "constant", "empty")
+
+
 @pytest.mark.parametrize("method", selection.METHODS)
-@pytest.mark.parametrize(("n", "k"), [(7, 3), (40, 40), (333, 50), (333, 300)])
+@pytest.mark.parametrize(
+  ("n", "k"), [(7, 1), (7, 3), (40, 40), (333, 50), (333, 332), (3000, 90)]
+)
 def test_every_method_chooses_the_same(method, n, k):
   run = jax.jit(lambda x: selection.best_in_order(x, k, method=method))
   rng = np.random.default_rng(n)
-  for kind in ("plain", "ties", "sparse", "wide range"):
+  for kind in KINDS:
     scores = scores_of(kind, rng, (3, n))
     got = run(jnp.asarray(scores))
     assert got.dtype == jnp.int32
     np.testing.assert_array_equal(got, reference(scores, k))
 
 
+def test_kernel_by_hand():
+  zeros = [0.0, -0.0, 0.0, -1.0]  # all zeros tie
+  inf = [-np.inf, np.inf, -np.inf, -3e38]
+  least = [-1e-45, 1e-45, -np.inf, 0.0]  # next to zero on both sides
+  scores = jnp.array([zeros, inf, least], jnp.float32)
+  got = selection.best_in_order(scores, 2, method="kernel")
+  assert got.tolist() == [[0, 1], [1, 3], [1, 3]]
+  got = selection.best_in_order(scores, 3, method="kernel")
+  assert got.tolist() == [[0, 1, 2], [0, 1, 3], [0, 1, 3]]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_kernel_chooses_as_a_sort_does(seed):
+  rng = np.random.default_rng(seed)
+  n = int(rng.integers(2, 700))
+  k = int(rng.integers(1, n))
+  # Few distinct numbers, -inf and both zeros among them.
+  values = rng.standard_normal(int(rng.integers(1, 40))).astype(np.float32)
+  values = np.append(values, np.array([-np.inf, 0.0, -0.0], np.float32))
+  scores = rng.choice(values, (4, n))
+  got = selection.best_in_order(jnp.asarray(scores), k, method="kernel")
+  np.testing.assert_array_equal(got, reference(scores, k))
+
+
 @pytest.mark.parametrize(
-  "plan",
-  [
-    ("digits", 8),
-    ("groups", 8, ("count",), ("digits", 4)),
-    ("groups", 4, ("groups", 4, ("count",), ("count",)), ("count",)),
-  ],
+  ("n", "k"),
+  [(1 << 15, 500), ((1 << 15) + 5, 40), (100_001, 9), (40_000, 39_999)],
 )
-def test_plans(plan):
-  rng = np.random.default_rng(0)
-  run = jax.jit(lambda x: selection._run_plan(x, 9, plan))
-  for kind in ("plain", "ties", "sparse"):
-    scores = scores_of(kind, rng, (2, 601))
-    if kind == "sparse":
-      scores[:, ::7] = 1.0  # more than k: no padding may be chosen
+def test_long_rows(n, k):
+  # As long as the kernel takes, then by groups, then by a sort.
+  run = jax.jit(lambda x: selection.best_in_order(x, k, method="kernel"))
+  for kind in ("ties", "sparse"):
+    scores = scores_of(kind, np.random.default_rng(n), (2, n))
     np.testing.assert_array_equal(
-      run(jnp.asarray(scores)), reference(scores, 9)
+      run(jnp.asarray(scores)), reference(scores, k)
     )
 
 
-def test_plans_suit_their_sizes():
-  def name(*shape):
-    return selection._plan(*shape)[0]
+def test_kernel_under_vmap_and_in_gradients():
+  scores = np.random.default_rng(0).standard_normal((3, 2, 50))
+  scores = jnp.asarray(scores, jnp.float32)
 
-  assert name(2, 560, 70) == "count"
-  assert name(64, 560, 70) == "sort"
-  assert name(64, 16000, 500) == "digits"
-  assert name(64, 32000, 500) == "groups"
-  assert name(64, 32000, 30000) == "digits"  # too many for groups
+  def choose(x):
+    return selection.best_in_order(x, 6, method="kernel")
+
+  got = jax.vmap(choose)(scores)
+  np.testing.assert_array_equal(got, jnp.stack([choose(x) for x in scores]))
+  grads = jax.grad(lambda x: selection.take(x, choose(x)).sum())(scores[0])
+  assert grads.sum() == 12
+
+
+@pytest.mark.parametrize(
+  "spec", [("data",), (("data", "model"),), (None, "data")]
+)
+def test_kernel_on_rows_split_over_devices(spec):
+  mesh = mesh_lib.make_mesh(jax.devices(), model=2)
+  scores = np.random.default_rng(0).standard_normal((16, 96))
+  scores = scores.astype(np.float32)
+  sharding = NamedSharding(mesh, PartitionSpec(*spec))
+  run = jax.jit(lambda x: selection.best_in_order(x, 7, method="kernel"))
+  placed = jax.device_put(scores, sharding)
+  program = run.lower(placed).compile()
+  got = program(placed)
+  np.testing.assert_array_equal(got, reference(scores, 7))
+  if spec[0] is not None:  # rows stay where they are
+    assert "all-gather" not in program.as_text()
+    assert got.sharding.is_equivalent_to(sharding, 2)
+
+
+def test_nvidia_gpus_get_the_kernel(monkeypatch):
+  scores = scores_of("ties", np.random.default_rng(0), (4, 400))
+  choose = jax.jit(lambda x: selection.best_in_order(x, 50))
+  assert "pallas_call" not in str(jax.make_jaxpr(choose)(scores))
+  monkeypatch.setattr(pallas_gpu, "is_known_device", lambda: True)
+  choose = jax.jit(lambda x: selection.best_in_order(x, 50))
+  assert "pallas_call" in str(jax.make_jaxpr(choose)(scores))
+  # Placed on a CPU all the same.
+  np.testing.assert_array_equal(choose(scores), reference(scores, 50))
 
 
 @pytest.mark.parametrize("method", ["sort", "count"])

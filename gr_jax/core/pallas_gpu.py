@@ -1,0 +1,42 @@
+"""Which devices run this project's Pallas kernels, and with what options.
+
+The kernels are written for Pallas' Triton backend, so far the one that runs
+them on NVIDIA GPUs. Every one has a plain form beside it, which runs elsewhere.
+"""
+
+import importlib.util
+import re
+from typing import Any
+
+import jax
+
+
+def is_known_device() -> bool:
+  """Whether JAX runs on an NVIDIA GPU of compute capability 8 or more.
+
+  A guess that a device placement contradicts costs time alone: kernels are
+  lowered for CUDA only, and the plain forms give the same results.
+  """
+  if jax.default_backend() != "gpu" or not _has_backend():
+    return False
+  capability = getattr(jax.local_devices()[0], "compute_capability", "")
+  is_number = re.fullmatch(r"\d+\.\d", str(capability)) is not None
+  return is_number and float(capability) >= 8
+
+
+def _has_backend() -> bool:
+  """Whether this jax still holds the backend that compiles kernels."""
+  name = "jax.experimental.pallas.triton"
+  return importlib.util.find_spec(name) is not None
+
+
+def options(
+  num_warps: int, num_stages: int, *, interpret: bool
+) -> dict[str, Any]:
+  """Returns arguments for `pallas_call`; interpreted, it runs anywhere."""
+  if interpret:
+    return {"interpret": True}
+  from jax.experimental.pallas import triton
+
+  params = triton.CompilerParams(num_warps=num_warps, num_stages=num_stages)
+  return {"compiler_params": params}
