@@ -1,6 +1,7 @@
 """What publications say about semantic IDs, and whether it holds here."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,9 +11,11 @@ from jaxtyping import Float
 from gr_jax.evaluation import metrics
 
 HELD, DID_NOT_HOLD, DEPENDS = "held", "did not hold", "depends"
-NOT_MEASURED = "not measured"
+NOT_DECIDED, NOT_MEASURED = "not decided", "not measured"
 # Two systems are level when they differ by at most this share of the second.
 LEVEL_MARGIN = 0.05
+# Up to so many points a p-value counts all orders of them.
+_EXACT_POINTS = 8
 
 _GRID = "GRID handbook (CIKM 2025), Beauty R@10"
 Cell = tuple[str, str]  # grid, name
@@ -172,18 +175,18 @@ class Difference:
   high: float
 
   def verdict(self, *, level: bool) -> str:
-    """Returns `HELD`, `DID_NOT_HOLD`, or `DEPENDS` where it is not decided."""
+    """Returns `HELD`, `DID_NOT_HOLD` or `NOT_DECIDED`."""
     if np.isnan(self.low):
-      return DEPENDS
+      return NOT_DECIDED
     if not level:
       if self.low > 0:
         return HELD
-      return DID_NOT_HOLD if self.high < 0 else DEPENDS
+      return DID_NOT_HOLD if self.high < 0 else NOT_DECIDED
     margin = LEVEL_MARGIN * self.second
     if -margin <= self.low and self.high <= margin:
       return HELD
     apart = self.low > margin or self.high < -margin
-    return DID_NOT_HOLD if apart else DEPENDS
+    return DID_NOT_HOLD if apart else NOT_DECIDED
 
 
 def difference(
@@ -223,22 +226,36 @@ def verdict(claim: Claim, found: Mapping[str, Difference]) -> str:
     found: The comparison on each data set where both cells were run.
 
   Returns:
-    `NOT_MEASURED` without any; `DEPENDS` where data sets disagree.
+    `NOT_MEASURED` without any. Where verdicts differ, each with the names of
+    its data sets, after `DEPENDS` if it held on one and did not on another.
   """
   if not found:
     return NOT_MEASURED
-  each = {d.verdict(level=claim.level) for d in found.values()}
-  return each.pop() if len(each) == 1 else DEPENDS
+  names: dict[str, list[str]] = {}
+  for name, each in found.items():
+    names.setdefault(each.verdict(level=claim.level), []).append(name)
+  if len(names) == 1:
+    return next(iter(names))
+  text = ", ".join(f"{v} on {' and '.join(n)}" for v, n in names.items())
+  return f"{DEPENDS}: {text}" if {HELD, DID_NOT_HOLD} <= names.keys() else text
 
 
 def rank_correlation(
   measure: Sequence[float], metric: Sequence[float]
 ) -> tuple[float, float]:
-  """Returns Spearman's rank correlation and its p-value.
+  """Returns Spearman's rank correlation and its two-sided p-value.
 
-  Both are NaN under three points or where one side does not vary.
+  Of up to eight points p is the share of all their orders that correlate as
+  much; of more it comes from the t distribution. Both are NaN under three
+  points or where one side does not vary.
   """
   if len(measure) < 3 or np.ptp(measure) == 0 or np.ptp(metric) == 0:
     return float("nan"), float("nan")
   found = scipy.stats.spearmanr(measure, metric)
-  return float(found.statistic), float(found.pvalue)
+  p = float(found.pvalue)
+  if len(measure) <= _EXACT_POINTS:
+    first, second = (scipy.stats.rankdata(v) for v in (measure, metric))
+    first -= first.mean()
+    products = np.array(list(itertools.permutations(second))) @ first
+    p = float(np.mean(np.abs(products) >= np.abs(first @ second) - 1e-9))
+  return float(found.statistic), p

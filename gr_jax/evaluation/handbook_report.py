@@ -48,6 +48,9 @@ _FORM_TITLES = {
 # Grids whose cells differ in their codes alone, and can be correlated.
 _CODE_GRIDS = ("tokenizer", "shape", "balance", "codebook", "embedding")
 
+# One minus the collision rate, so no measure of its own.
+_COMPLEMENT = "independent coding rate"
+
 # A trained baseline, shown below every grid.
 _YARDSTICK = ("baselines", "sasrec")
 NOT_RUN = "not run"
@@ -111,8 +114,7 @@ def grid_table(records: Sequence[Record], grid: str) -> Table:
     "cell",
     *(f"{metric}, {_FORM_TITLES[form]}" for form, metric in _COLUMNS),
     "replicas",
-    "collision rate",
-    *(("entropy, nats", "relative MSE") if of_codes else ()),
+    *(("collision rate", "entropy, nats", "relative MSE") if of_codes else ()),
     "decoding, users/s",
     "minutes",
   ]
@@ -136,6 +138,8 @@ def grid_table(records: Sequence[Record], grid: str) -> Table:
       cells = [f"{forms[form][metric]:.4f}" for form, metric in _COLUMNS]
       rest = [""] * (len(header) - 1 - len(cells))
       rows.append([f"*{report.label(name)}*", *cells, *rest])
+  if not any(row[-2] for row in rows):  # no cell had the device alone
+    header, *rows = ([*row[:-2], row[-1]] for row in (header, *rows))
   return header, rows
 
 
@@ -145,13 +149,16 @@ def _row(record: Record, of_codes: bool) -> list[str]:
     for form, metric in _COLUMNS
   ]
   facts, codes = record["facts"], record["codebook"]
-  balance = (f"{codes['entropy']:.2f}", f"{codes['relative MSE']:.3f}")
+  measures = (
+    f"{codes['collision rate']:.1%}",
+    f"{codes['entropy']:.2f}",
+    f"{codes['relative MSE']:.3f}",
+  )
   return [
     record["name"],
     *map(_estimate, estimates),
     str(estimates[0].count),
-    f"{codes['collision rate']:.1%}",
-    *(balance if of_codes else ()),
+    *(measures if of_codes else ()),
     f"{facts['users_per_second']:,.0f}" if record["alone"] else "",
     f"{record['seconds'] / 60:.1f}",
   ]
@@ -165,9 +172,9 @@ def _reason(record: Record) -> str:
 
 def claims_table(data_sets: DataSets) -> Table:
   """Returns every claim with our figures and a verdict."""
-  header = ["claim", "source", "published"]
+  header = ["claim", "verdict", "published"]
   header += [f"{name}: first, second, difference" for name in data_sets]
-  header += ["verdict"]
+  header += ["source"]
   rows = []
   for claim in claims.CLAIMS:
     found = {}
@@ -187,10 +194,10 @@ def claims_table(data_sets: DataSets) -> Table:
     rows.append(
       [
         claim.text,
-        claim.source,
+        claims.verdict(claim, found),
         published,
         *(_difference(found.get(name)) for name in data_sets),
-        claims.verdict(claim, found),
+        claim.source,
       ]
     )
   return header, rows
@@ -213,13 +220,17 @@ def correlation_points(
       continue
     seen.add(values)
     for name, value in values:
-      measures.setdefault(name, []).append(value)
+      if name != _COMPLEMENT:
+        measures.setdefault(name, []).append(value)
     target.append(float(np.mean(record["metrics"][_FORM][_TARGET])))
   return measures, target
 
 
 def correlation_table(data_sets: DataSets) -> Table:
-  """Returns each codebook measure's rank correlation with NDCG@10."""
+  """Returns each codebook measure's rank correlation with NDCG@10.
+
+  Measures that no data set's cells differ in have no row.
+  """
   header = ["measure", *(f"{name}: rho (p, cells)" for name in data_sets)]
   points = {n: correlation_points(records) for n, records in data_sets.items()}
   names = dict.fromkeys(n for measures, _ in points.values() for n in measures)
@@ -228,9 +239,11 @@ def correlation_table(data_sets: DataSets) -> Table:
     cells = []
     for measures, target in points.values():
       rho, p = claims.rank_correlation(measures.get(name, []), target)
-      text = "–" if np.isnan(rho) else f"{rho:+.2f} ({p:.3f}, {len(target)})"
-      cells.append(text)
-    rows.append([name, *cells])
+      chance = "<0.001" if p < 0.0005 else f"{p:.3f}"
+      text = f"{rho:+.2f} ({chance}, {len(target)})"
+      cells.append("–" if np.isnan(rho) else text)
+    if any(cell != "–" for cell in cells):
+      rows.append([name, *cells])
   return header, rows
 
 
@@ -303,7 +316,8 @@ def _sections(data_sets: DataSets) -> list[tuple[str, str, Table]]:
       "IDs; counted baselines stand in italics. Minutes are from a cell's "
       "start to its end: stages that it shares with an earlier cell took none, "
       "cells side by side share the device. Decoding's speed is given for "
-      "cells that had it alone.",
+      "cells that had it alone. A grid's table needs a run that no grid before "
+      "it has.",
       run_table(data_sets),
     ),
     (
@@ -312,8 +326,9 @@ def _sections(data_sets: DataSets) -> list[tuple[str, str, Table]]:
       "the 95 % interval of their difference (Welch; replica by replica where "
       "only the decoding differs). Held: the interval lies on the claimed side "
       "of 0; of claims that two are level, within "
-      f"{100 * claims.LEVEL_MARGIN:.0f} % of the second. Depends: the interval "
-      "does not decide, or data sets disagree.",
+      f"{100 * claims.LEVEL_MARGIN:.0f} % of the second. Did not hold: it lies "
+      "on the other side, or outside. Depends: data sets disagree. Not "
+      "decided: anything else. Of twenty intervals one misses by chance.",
       claims_table(data_sets),
     ),
     (
@@ -333,17 +348,24 @@ def _grid_sections(
   data_set: str, records: Sequence[Record], grid: str
 ) -> list[tuple[str, str, Table]]:
   own = [r for r in records if r["grid"] == grid]
+  before: dict[tuple[Any, ...], Record] = {}
+  for record in records[: records.index(own[0])]:
+    if "metrics" in record:
+      before.setdefault(_identity(record), record)
+  done = [r for r in own if "metrics" in r]
+  repeats = bool(done) and all(_identity(r) in before for r in done)
   absent = [r["name"] for r in own if r.get("error") == NOT_RUN]
   text = "".join(
     f"Failed: {r['name']}: {_reason(r).rstrip('.')}. "
     for r in own
     if r.get("error", NOT_RUN) != NOT_RUN
   )
+  if repeats:
+    text += "Run in grids above: "
+    text += ", ".join(_as_before(r, before[_identity(r)]) for r in done) + ". "
   text += f"Not run: {', '.join(absent)}." if absent else ""
   title = f"{data_set}: {grid}"
-  table = (
-    grid_table(records, grid) if any("metrics" in r for r in own) else None
-  )
+  table = grid_table(records, grid) if done and not repeats else None
   sections = [(title, text.strip(), table or ((), ()))]
   for record in own:
     if "retrieval" in record:
@@ -359,6 +381,10 @@ def _grid_sections(
         text += " Times are of a device shared with other cells."
       sections.append((f"{title}, {record['name']}", text, (header, rows)))
   return sections
+
+
+def _as_before(record: Record, earlier: Record) -> str:
+  return f"{record['name']} ({earlier['grid']}: {earlier['name']})"
 
 
 def _find(records: Iterable[Record], cell: claims.Cell) -> Record | None:
@@ -417,6 +443,7 @@ def _plots(data_sets: DataSets) -> list[tuple[str, str]]:
       axis.scatter(values, target, s=14)
       axis.set_title(f"{measure} (rho {rho:+.2f})", fontsize=9)
       axis.tick_params(labelsize=7)
+      axis.locator_params(nbins=5)
     for axis in axes[len(varied) :]:
       axis.set_visible(False)
     figure.supylabel(f"{_TARGET}, {name}", fontsize=9)

@@ -18,6 +18,7 @@ def _record(grid, name, values, *, collision_rate=0.1):
     },
     "codebook": {
       "collision rate": collision_rate,
+      "independent coding rate": 1 - collision_rate,
       "utilization": 1.0,
       "entropy": 5.5,
       "relative MSE": 0.25,
@@ -58,8 +59,16 @@ def test_grid_table():
 
 
 def test_speed_stands_where_the_device_was_not_shared():
-  header, rows = handbook_report.grid_table(_records(), "tokenizer")
-  assert dict(zip(header, rows[0], strict=True))["decoding, users/s"] == ""
+  records = _records()
+  header, rows = handbook_report.grid_table(records, "tokenizer")
+  assert "decoding, users/s" not in header
+  assert {len(row) for row in rows} == {len(header)}
+  records[1]["alone"] = True
+  header, rows = handbook_report.grid_table(records, "tokenizer")
+  speeds = [
+    dict(zip(header, row, strict=True))["decoding, users/s"] for row in rows
+  ]
+  assert speeds[:2] == ["", "1,234"]
 
 
 def test_what_was_run():
@@ -83,6 +92,30 @@ def test_cells_not_run_are_named_and_need_no_row():
   assert "\n\nFailed: 2x256: too few. Not run: 2x128.\n\n|" in text
   assert "| 2x128" not in text
   assert "### beauty: baselines\n\nNot run: sasrec.\n" in text
+
+
+def test_a_grid_that_repeats_others_needs_no_table():
+  base = _record("tokenizer", "residual_kmeans", [0.06, 0.06])
+  again = {**base, "grid": "embedding", "name": "given"}
+  records = [base, again, {**again, "name": "other", "error": "not run"}]
+  del records[2]["metrics"]
+  text = handbook_report.markdown({"beauty": records})
+  assert text.endswith(
+    "### beauty: embedding\n\nRun in grids above: given (tokenizer: "
+    "residual_kmeans). Not run: other.\n"
+  )
+  other = {**_record("embedding", "other", [0.05, 0.05]), "seconds": 1.0}
+  text = handbook_report.markdown({"beauty": [base, again, other]})
+  assert "### beauty: embedding\n\n| cell" in text
+  assert "| given" in text
+
+
+def test_collision_rates_stand_where_codes_are_compared():
+  # Policies and levels left out change them after the codes were measured.
+  records = [_record("hourglass", "middle_dropped", [0.05, 0.06])]
+  header, rows = handbook_report.grid_table(records, "hourglass")
+  assert "collision rate" not in header
+  assert len(rows[0]) == len(header)
 
 
 def test_retrieval_has_a_table_of_its_own():
@@ -125,11 +158,11 @@ def test_claims_find_their_cells():
   _, rows = handbook_report.claims_table({"beauty": _records()})
   by_claim = {row[0]: row for row in rows}
   held = by_claim["Residual k-means beats RQ-VAE."]
+  assert held[1] == "held"
   assert held[2] == "0.0639, 0.0593"
   assert held[3].startswith("0.0610, 0.0510, +0.0")
-  assert held[-1] == "held"
-  assert by_claim["3 levels beat 5."][-1] == "held"
-  assert by_claim["LSH codes beat random codes."][-1] == "not measured"
+  assert by_claim["3 levels beat 5."][1] == "held"
+  assert by_claim["LSH codes beat random codes."][1] == "not measured"
 
 
 def test_cells_of_the_same_networks_are_compared_one_by_one():
@@ -141,9 +174,9 @@ def test_cells_of_the_same_networks_are_compared_one_by_one():
 
   def verdict():
     _, rows = handbook_report.claims_table({"beauty": cells})
-    return {row[0]: row for row in rows}[claim][-1]
+    return {row[0]: row for row in rows}[claim][1]
 
-  assert verdict() == "depends"  # other tokenizers
+  assert verdict() == "not decided"  # other tokenizers
   cells[1]["settings"] = {**cells[0]["settings"], "decoding": {}}
   assert verdict() == "held"
 
@@ -154,14 +187,20 @@ def test_correlation_counts_equal_codes_once():
   np.testing.assert_allclose(target, [0.061, 0.051, 0.056])
   _, rows = handbook_report.correlation_table({"beauty": _records()})
   by_measure = dict(rows)
-  assert by_measure["collision rate"] == "-1.00 (0.000, 3)"
-  assert by_measure["utilization"] == "–"
+  assert by_measure["collision rate"] == "-1.00 (0.333, 3)"
+  assert "independent coding rate" not in by_measure  # says the same
+  assert "utilization" not in by_measure  # all the same
 
 
 def test_what_predicts_is_said_in_words():
   text = handbook_report.predictors({"beauty": _records()})
-  # Three of the four do not vary.
-  assert text == (
+  # Three of the four do not vary; three points prove nothing.
+  assert text == ("On beauty, with p below .05 / 1 (Bonferroni): none of them.")
+  rising = [
+    _record("shape", str(n), [0.01 * n], collision_rate=1 - n / 10)
+    for n in range(1, 6)
+  ]
+  assert handbook_report.predictors({"beauty": rising}) == (
     "On beauty, with p below .05 / 1 (Bonferroni): collision rate (rho -1.00)."
   )
   noise = [
