@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 import scipy.sparse
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int32
 
 from gr_jax.core import checks, progress
 from gr_jax.core.checks import InputError
@@ -287,6 +287,29 @@ def fused_ranks(
 
   _in_chunks(scorer, histories, rank, description)
   return [TargetRanks(*both) for both in ranks]
+
+
+def top_lists(
+  scorer: Scorer,
+  histories: Histories,
+  num_returned: int,
+  *,
+  description: str = "listing",
+) -> tuple[Int32[np.ndarray, "M k"], Int32[np.ndarray, "M k"]]:
+  """Returns every example's best items, chunks of examples in threads.
+
+  Returns:
+    With nothing and with the history removed; -1 where none is left.
+  """
+  length = min(num_returned, scorer.num_items)
+  both = np.empty((2, histories.num_users, length), np.int32)
+
+  def rank(rows: np.ndarray, forms: tuple[np.ndarray, np.ndarray]) -> None:
+    for form, scores in enumerate(forms):
+      both[form, rows] = scorer.best_items(scores, length)
+
+  _in_chunks(scorer, histories, rank, description)
+  return both[0], both[1]
 
 
 def _in_chunks(

@@ -22,8 +22,11 @@ NOTHING_REMOVED, HISTORY_REMOVED = "nothing_removed", "history_removed"
 FORMS = (NOTHING_REMOVED, HISTORY_REMOVED)
 ALL, LATER_DAY, SAME_DAY = "all", "later_day", "same_day"
 GENERATOR = "generator"
-# The same lists in the order of `reranking`.
+# In the order of `reranking`: the same lists, those of the counters' fusion
+# (a baseline), and both joined.
 RERANKED = "generator_reranked"
+COUNTERS = "counters_reranked"
+JOINT = "generator_and_counters_reranked"
 # The generator's list as a fourth ranking of the counters' fusion.
 FUSED = "generator_and_fusion"
 # What a verdict is about.
@@ -39,7 +42,12 @@ Rows = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
 
 def label(row: str) -> str:
   """Returns how a row is called in tables."""
-  names = {RERANKED: "generator, reranked", FUSED: "generator + rank fusion"}
+  names = {
+    COUNTERS: "rank fusion, reranked",
+    RERANKED: "generator, reranked",
+    JOINT: "generator + fusion, reranked",
+    FUSED: "generator + rank fusion",
+  }
   if row in names:
     return names[row]
   return BASELINES[row].label if row in BASELINES else row
@@ -84,13 +92,14 @@ def spread(rows: Rows) -> str:
 
 
 def _baselines(rows: Rows) -> dict[str, Mapping]:
-  return {row: values for row, values in rows.items() if row in BASELINES}
+  names = (*BASELINES, COUNTERS)
+  return {row: values for row, values in rows.items() if row in names}
 
 
 def verdicts(rows: Rows, form: str, population: str = ALL) -> list[str]:
   """Says, metric by metric, which baselines the generator does not beat.
 
-  And, where its lists are reranked, which they do not.
+  And, where lists are reranked, which they do not, alone and joined.
 
   Args:
     rows: The report.
@@ -101,14 +110,14 @@ def verdicts(rows: Rows, form: str, population: str = ALL) -> list[str]:
     One line a row and deciding metric, with its 95 % interval.
   """
   lines = []
-  for row, metric in itertools.product((GENERATOR, RERANKED), DECIDING):
+  for row, metric in itertools.product((GENERATOR, RERANKED, JOINT), DECIDING):
     if row not in rows:
       continue
     values = rows[row][form][population]
     own = values[metric]
     said = f"{metric} {own:.4f} ± {values[INTERVAL + metric]:.4f}"
-    if row == RERANKED:
-      said = f"reranked, {said}"
+    if row != GENERATOR:
+      said = f"{label(row)}, {said}"
     ahead = {
       name: other[form][population][metric]
       for name, other in _baselines(rows).items()
@@ -197,7 +206,7 @@ def _lines(
     part = {k[len(start) :]: v for k, v in own.items() if k.startswith(start)}
     if part:
       lines.append((f"{GENERATOR}, {name}", part))
-  for row in (RERANKED, FUSED):
+  for row in (FUSED, RERANKED, JOINT):
     if row in rows:
       lines.append((label(row), rows[row][form][population]))
   return lines

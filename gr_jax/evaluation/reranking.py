@@ -3,8 +3,9 @@
 A log-linear model over the items of a list: p(item) is proportional to
 exp(w . f(history, item)), the generator's log-likelihood one feature of six.
 The weights are those of largest likelihood on the lists of validation users
-(a conditional logit, McFadden 1974). No item enters a list that the generator
-did not return.
+(a conditional logit, McFadden 1974). Lists are the generator's own; or those
+of the counters' rank fusion, whose items say how far counts and texts come
+without any network; or both together.
 """
 
 import dataclasses
@@ -115,6 +116,43 @@ class Evidence:
     result[rows, :, 5] = self.text.score_items(before, items[rows])
     # -inf is the item of the history itself: no reason to have it once more.
     return np.maximum(result, 0.0)
+
+
+def joined(
+  items: Int[np.ndarray, "U W"],
+  log_likelihoods: Float[np.ndarray, "U W"],
+  others: Int[np.ndarray, "U C"],
+) -> tuple[Int[np.ndarray, "U n"], Float[np.ndarray, "U n"]]:
+  """Appends other items to lists, unless they stand in them.
+
+  The generator thinks less of them than of what it returned, how much less is
+  not known: they get the lowest log-likelihood of the list.
+
+  Args:
+    items: The generator's lists, -1 for no item.
+    log_likelihoods: Its scores, -inf for no item.
+    others: Other items of the same users, -1 for none.
+
+  Returns:
+    Lists of W + C places, -1 for no item, and log-likelihoods.
+  """
+  known = np.zeros(others.shape, bool)
+  for column in items.T:
+    known |= others == column[:, None]
+  listed = items >= 0
+  lowest = np.min(
+    np.where(listed, log_likelihoods, 0.0), axis=1, keepdims=True, initial=0.0
+  )
+  return (
+    np.concatenate([items, np.where(known, -1, others)], axis=1),
+    np.concatenate(
+      [
+        np.where(listed, log_likelihoods, 0.0),
+        np.broadcast_to(lowest, others.shape),
+      ],
+      axis=1,
+    ),
+  )
 
 
 def fit_weights(

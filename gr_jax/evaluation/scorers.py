@@ -309,13 +309,30 @@ class Scorer:
     num_returned: int,
     *,
     remove_history: bool = False,
-  ) -> Int[np.ndarray, "B k"]:
+  ) -> Int32[np.ndarray, "B k"]:
     """Returns the best items of each history; -1 where none is left."""
     histories = histories.renumber(self.place)
     scores = self.ranking.both(histories)[remove_history]
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :num_returned]
-    best = np.take_along_axis(scores, order, axis=1)
-    return np.where(np.isneginf(best), NOT_RETURNED, self.by_popularity[order])
+    return self.best_items(scores, num_returned)
+
+  def best_items(
+    self, scores: Float[np.ndarray, "B N"], num_returned: int
+  ) -> Int32[np.ndarray, "B k"]:
+    """Returns the items of the best scores, in the ranking's own numbering.
+
+    Ties to the lowest number; -1 where the score is -inf.
+    """
+    count = min(num_returned, scores.shape[1])
+    last = -np.partition(-scores, count - 1, axis=1)[:, count - 1 : count]
+    above, equal = scores > last, scores == last
+    room = count - np.count_nonzero(above, axis=1, keepdims=True)
+    kept = above | (equal & (np.cumsum(equal, axis=1) <= room))
+    place = np.nonzero(kept)[1].reshape(-1, count)
+    best = np.take_along_axis(scores, place, axis=1)
+    order = np.argsort(-best, axis=1, kind="stable")
+    items = self.by_popularity[np.take_along_axis(place, order, axis=1)]
+    best = np.take_along_axis(best, order, axis=1)
+    return np.where(np.isneginf(best), np.int32(NOT_RETURNED), items)
 
 
 def ranks_of(

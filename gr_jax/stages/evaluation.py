@@ -16,12 +16,14 @@ from gr_jax.evaluation import (
   evaluator,
   metrics,
   report,
+  reranking,
   shared_ids,
 )
 from gr_jax.evaluation.evaluator import Predictions
 from gr_jax.evaluation.scorers import Histories
 from gr_jax.sids.sid_catalog import SidCatalog
-from gr_jax.stages import live_catalog, prediction, prepare, reranking
+from gr_jax.stages import live_catalog, prediction, prepare
+from gr_jax.stages import reranking as reranking_stage
 from gr_jax.stages.config import RunConfig
 from gr_jax.stages.workdir import Workdir
 
@@ -124,7 +126,7 @@ def fused_metrics(
   ]
 
 
-def reranked_metrics(
+def reranked_rows(
   config: RunConfig,
   workdir: Workdir,
   stored: prepare.StoredDataset,
@@ -133,8 +135,8 @@ def reranked_metrics(
   lists: Sequence[Mapping[str, Int[np.ndarray, "U W"]]],
   predictions: Sequence[Mapping[str, Predictions]],
   populations: Mapping[str, Bool[np.ndarray, "U"]],
-) -> list[dict[str, dict[str, dict[str, float]]]]:
-  """Returns the metrics of each replica's lists in their reranked order.
+) -> report.Rows:
+  """Returns the rows of all that is reranked: lists, the counters', both.
 
   Args:
     config: The run's settings.
@@ -146,19 +148,47 @@ def reranked_metrics(
     predictions: Where they and their scores come from.
     populations: Which users to average over, by name.
   """
-  reranker = reranking.load(config, workdir, stored, live)
+  reranker = reranking_stage.load(config, workdir, stored, live)
   histories = Histories.create(stored.interactions, examples)
   targets = evaluator.targets(stored.interactions, examples)
-  rows = []
-  for replica, forms in enumerate(lists):
-    row = {}
-    for form, items in forms.items():
-      scores = predictions[replica][form].scores
-      items, _ = reranker.rerank(histories, items, scores, replica=replica)
+  counted = dict(
+    zip(
+      report.FORMS,
+      baselines.top_lists(
+        reranker.counters, histories, config.decoding.beam_width
+      ),
+      strict=True,
+    )
+  )
+
+  def row(listed, weights):
+    averages = {}
+    for form, (items, scores) in listed.items():
+      items, _ = reranker.rerank(histories, items, scores, weights)
       ranks = metrics.target_ranks(items, targets)
-      row[form] = _averages(config, ranks, populations)
-    rows.append(row)
-  return rows
+      averages[form] = _averages(config, ranks, populations)
+    return averages
+
+  own, joint = [], []
+  for replica, forms in enumerate(lists):
+    scored = {
+      form: (items, predictions[replica][form].scores)
+      for form, items in forms.items()
+    }
+    both = {
+      form: reranking.joined(*each, counted[form])
+      for form, each in scored.items()
+    }
+    own.append(row(scored, reranker.own[replica]))
+    joint.append(row(both, reranker.joint[replica]))
+  alone = {
+    form: (items, np.zeros(items.shape)) for form, items in counted.items()
+  }
+  return {
+    report.COUNTERS: row(alone, reranker.alone),
+    **report.over_replicas(report.RERANKED, own),
+    **report.over_replicas(report.JOINT, joint),
+  }
 
 
 def _averages(
@@ -267,11 +297,8 @@ def measure(
     for replica, forms in enumerate(predictions)
   ]
   if config.decoding.rerank:
-    rows |= report.over_replicas(
-      report.RERANKED,
-      reranked_metrics(
-        config, workdir, stored, live, examples, lists, predictions, populations
-      ),
+    rows |= reranked_rows(
+      config, workdir, stored, live, examples, lists, predictions, populations
     )
   if fused:
     rows |= report.over_replicas(

@@ -1,4 +1,4 @@
-"""A trained generator's reranker: fitted on validation lists, and kept."""
+"""The rerankers of a trained generator: fitted on validation lists, kept."""
 
 import dataclasses
 
@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 
 from gr_jax.data import splits
 from gr_jax.embeddings.co_occurrence import text_vectors
-from gr_jax.evaluation import evaluator, report, reranking
-from gr_jax.evaluation.scorers import Histories
+from gr_jax.evaluation import baselines, evaluator, report, reranking
+from gr_jax.evaluation.scorers import Histories, Scorer
 from gr_jax.stages import generator as generator_stage
 from gr_jax.stages import live_catalog, prediction, prepare, semantic_ids
 from gr_jax.stages.config import RunConfig
@@ -23,12 +23,18 @@ class Reranker:
 
   Attributes:
     evidence: Of all items, appended ones too.
-    weights: Of each replica's features.
+    counters: The rank fusion, which lists items without any network.
+    own: Weights for the lists of each replica.
+    alone: Weights for the fusion's lists.
+    joint: Weights for the lists of each replica and the fusion's, joined.
     best_replica: Which replica is best on validation.
   """
 
   evidence: reranking.Evidence
-  weights: Float[np.ndarray, "R F"]
+  counters: Scorer
+  own: Float[np.ndarray, "R F"]
+  alone: Float[np.ndarray, "F"]
+  joint: Float[np.ndarray, "R F"]
   best_replica: int
 
   def rerank(
@@ -36,23 +42,22 @@ class Reranker:
     histories: Histories,
     items: Int[np.ndarray, "U W"],
     log_likelihoods: Float[np.ndarray, "U W"],
-    *,
-    replica: int | None = None,
+    weights: Float[np.ndarray, "F"] | None = None,
   ) -> tuple[Int[np.ndarray, "U W"], Float[np.ndarray, "U W"]]:
     """Puts lists in their new order.
 
     Args:
       histories: Of the users.
       items: Their lists, -1 for no item.
-      log_likelihoods: The generator's.
-      replica: Whose lists they are; None for the best one's.
+      log_likelihoods: The generator's; 0 where it did not score them.
+      weights: Of the features; None for the best replica's `own`.
 
     Returns:
       As `reranking.rerank`.
     """
-    replica = self.best_replica if replica is None else replica
+    weights = self.own[self.best_replica] if weights is None else weights
     features = self.evidence.features(histories, items, log_likelihoods)
-    return reranking.rerank(features, items, self.weights[replica])
+    return reranking.rerank(features, items, weights)
 
 
 def load(
@@ -71,14 +76,15 @@ def load(
   parents = {"dataset": stored.artifact, "sids": live.sids_artifact}
   saved = workdir.load_child("generator", parents)
   split = splits.leave_one_out(stored.interactions)
-  vectors = table.vectors
-  if live.new_vectors is not None:
-    vectors = np.concatenate([vectors, live.new_vectors])
-  evidence = reranking.Evidence.fit(
-    stored.interactions,
-    split,
-    text_vectors(config.embedding, dataclasses.replace(table, vectors=vectors)),
+  text = text_vectors(config.embedding, table)
+  counters = baselines.Fusion().fit(
+    stored.interactions, split, num_items=text.shape[0], vectors=text
   )
+  if live.new_vectors is not None:
+    vectors = np.concatenate([table.vectors, live.new_vectors])
+    table = dataclasses.replace(table, vectors=vectors)
+    text = text_vectors(config.embedding, table)
+  evidence = reranking.Evidence.fit(stored.interactions, split, text)
   parents = {"generator": saved, "embeddings": embeddings}
   section = {
     "features": list(reranking.FEATURES),
@@ -88,22 +94,31 @@ def load(
   }
   kept = workdir.matching(KIND, section, parents)
   if kept is None:
-    weights = _fit(config, workdir, saved, stored, split, evidence)
-    kept = workdir.save(KIND, section, {"weights": weights}, parents)
+    weights = _fit(config, workdir, saved, stored, split, evidence, counters)
+    kept = workdir.save(KIND, section, weights, parents)
   best = int(saved.metadata.get("best_replica", 0))
-  return Reranker(evidence, kept.arrays["weights"], best)
+  return Reranker(evidence, counters, **kept.arrays, best_replica=best)
 
 
-def _fit(config, workdir, saved, stored, split, evidence):
-  """Returns each replica's weights [R, F]."""
+def _fit(config, workdir, saved, stored, split, evidence, counters):
+  """Returns the weights as arrays of the artifact."""
   examples = generator_stage.validation_examples(config, split)
   histories = Histories.create(stored.interactions, examples)
   targets = evaluator.targets(stored.interactions, examples)
-  weights = []
+
+  def fit(items, log_likelihoods):
+    features = evidence.features(histories, items, log_likelihoods)
+    return reranking.fit_weights(features, items, targets)
+
+  counted, _ = baselines.top_lists(
+    counters, histories, config.decoding.beam_width
+  )
+  alone = fit(counted, np.zeros(counted.shape))
   # The catalog as it was trained: nothing appended since has been chosen yet.
   _, catalog = semantic_ids.load_sids(workdir)
   trie = generator_stage.make_generator(config, catalog).trie
   everything = {report.NOTHING_REMOVED: None}
+  own, joint = [], []
   for replica, lists in enumerate(
     prediction.decode(
       config, saved, catalog, trie, stored.interactions, examples, everything
@@ -113,6 +128,6 @@ def _fit(config, workdir, saved, stored, split, evidence):
     items = prediction.drawn_items(
       catalog, found.item_index, seed=config.seed + replica
     )
-    features = evidence.features(histories, items, found.scores)
-    weights.append(reranking.fit_weights(features, items, targets))
-  return np.stack(weights)
+    own.append(fit(items, found.scores))
+    joint.append(fit(*reranking.joined(items, found.scores, counted)))
+  return {"own": np.stack(own), "alone": alone, "joint": np.stack(joint)}

@@ -319,9 +319,13 @@ def test_lists_are_reranked(workdir, capsys, caplog):
       assert values["hit_rate"] == pytest.approx(hit_rate)
   better = other["nothing_removed"]["all"]["ndcg@10"]
   assert better > own["nothing_removed"]["all"]["ndcg@10"]
-  assert "reranked, recall@10" in (workdir.root / "report.md").read_text()
+  text = (workdir.root / "report.md").read_text()
+  assert "generator, reranked, recall@10" in text
   kept = workdir.load("reranker")
-  assert kept.arrays["weights"].shape == (1, 6)
+  shapes = {name: array.shape for name, array in kept.arrays.items()}
+  assert shapes == {"own": (1, 6), "alone": (6,), "joint": (1, 6)}
+  joined = rows["generator_and_counters_reranked"]["nothing_removed"]["all"]
+  assert joined["ndcg@10"] > better
   # Requests see the same order, and fit nothing anew.
   request = stages.Request(user="user00017", top_k=5)
   plain = stages.recommend(_config(), workdir, dataclasses.replace(request))

@@ -468,3 +468,31 @@ def test_real_data_gives_the_reference_values(real_data_dir, name):
       recall, ndcg = wanted[name]
       assert round(got["recall@10"], 4) == recall
       assert round(got["ndcg@10"], 4) == ndcg
+
+
+@pytest.mark.parametrize("remove_history", [False, True])
+def test_the_best_items_are_those_that_rank_first(remove_history):
+  interactions, vectors = _random(7)
+  split = splits.leave_one_out(interactions)
+  scorer = baselines.Fusion().fit(
+    interactions, split, num_items=30, vectors=vectors
+  )
+  histories = scorers.Histories.create(interactions, split.test)
+  lists = baselines.top_lists(scorer, histories, 8)[remove_history]
+  scores = scorer.score(histories, remove_history=remove_history)
+  for user, listed in enumerate(lists):
+    # Sorted plainly: by score, then popularity.
+    order = sorted(range(30), key=lambda i: (-scores[user, i], scorer.place[i]))
+    want = [i if np.isfinite(scores[user, i]) else -1 for i in order[:8]]
+    assert listed.tolist() == want
+  everything = baselines.top_lists(scorer, histories, 99)[remove_history]
+  assert everything.shape == (40, 30)
+
+
+def test_ties_at_the_end_of_a_list_go_to_the_popular():
+  scorer = scorers.Scorer(
+    np.array([2, 0, 1, 3], np.int32), scorers.Constant(np.zeros(4))
+  )
+  scores = np.array([[1.0, 1, 1, 1], [0, 2, -np.inf, 0]])
+  assert scorer.best_items(scores, 2).tolist() == [[2, 0], [0, 2]]
+  assert scorer.best_items(scores, 4)[1].tolist() == [0, 2, 3, -1]

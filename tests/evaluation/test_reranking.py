@@ -101,3 +101,14 @@ def test_lists_without_any_target_are_refused():
     reranking.fit_weights(
       np.zeros((2, 3, 6)), np.zeros((2, 3), np.int32), np.array([1, 2])
     )
+
+
+def test_lists_are_joined_by_hand():
+  items = np.array([[7, 8, -1], [-1, -1, -1]], np.int32)
+  scores = np.array([[-1.0, -2, -np.inf], [-np.inf] * 3])
+  others = np.array([[8, 5, -1], [4, 3, 2]], np.int32)
+  joined, known = reranking.joined(items, scores, others)
+  assert joined.tolist() == [[7, 8, -1, -1, 5, -1], [-1, -1, -1, 4, 3, 2]]
+  assert known[0, [0, 1, 4]].tolist() == [-1, -2, -2]
+  assert known[1, 3:].tolist() == [0, 0, 0]
+  assert np.isfinite(known).all()
