@@ -8,7 +8,9 @@ of the counters' rank fusion, whose items say how far counts and texts come
 without any network; or both together.
 """
 
+import concurrent.futures
 import dataclasses
+import os
 
 import numpy as np
 import scipy.optimize
@@ -28,7 +30,7 @@ FEATURES = (
   "transitions_before",  # the same of the item before the newest
   "text_before",
 )
-_CHUNK_ELEMENTS = 1 << 24  # entries of text vectors held at once
+_CHUNK_ELEMENTS = 1 << 22  # entries of text vectors that a thread holds
 _RIDGE = 1e-3  # on weights of features of unit variance
 
 
@@ -96,11 +98,16 @@ class Evidence:
     num_users, length = items.shape
     result = np.zeros((num_users, length, len(FEATURES)))
     size = max(1, _CHUNK_ELEMENTS // (length * self.width))
-    for start in range(0, num_users, size):
+
+    def work(start: int) -> None:
       rows = np.arange(start, min(start + size, num_users))
       result[rows] = self._features(
         histories.take(rows), np.maximum(items[rows], 0)
       )
+
+    num_threads = min(8, os.cpu_count() or 1)
+    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
+      list(pool.map(work, range(0, num_users, size)))  # raises what failed
     result[..., 0] = log_likelihoods
     return np.where((items >= 0)[..., None], result, 0.0)
 
@@ -120,9 +127,10 @@ class Evidence:
 
 def joined(
   items: Int[np.ndarray, "U W"],
-  log_likelihoods: Float[np.ndarray, "U W"],
+  features: Float[np.ndarray, "U W F"],
   others: Int[np.ndarray, "U C"],
-) -> tuple[Int[np.ndarray, "U n"], Float[np.ndarray, "U n"]]:
+  other_features: Float[np.ndarray, "U C F"],
+) -> tuple[Int[np.ndarray, "U n"], Float[np.ndarray, "U n F"]]:
   """Appends other items to lists, unless they stand in them.
 
   The generator thinks less of them than of what it returned, how much less is
@@ -130,28 +138,22 @@ def joined(
 
   Args:
     items: The generator's lists, -1 for no item.
-    log_likelihoods: Its scores, -inf for no item.
+    features: Theirs.
     others: Other items of the same users, -1 for none.
+    other_features: Theirs, but for the log-likelihood.
 
   Returns:
-    Lists of W + C places, -1 for no item, and log-likelihoods.
+    Lists of W + C places, -1 for no item, and their features.
   """
   known = np.zeros(others.shape, bool)
   for column in items.T:
     known |= others == column[:, None]
-  listed = items >= 0
-  lowest = np.min(
-    np.where(listed, log_likelihoods, 0.0), axis=1, keepdims=True, initial=0.0
-  )
+  kept = np.where(known, np.int32(-1), others)
+  kept_features = np.where((kept >= 0)[..., None], other_features, 0.0)
+  kept_features[..., 0] = np.min(features[..., 0], axis=1, initial=0.0)[:, None]
   return (
-    np.concatenate([items, np.where(known, -1, others)], axis=1),
-    np.concatenate(
-      [
-        np.where(listed, log_likelihoods, 0.0),
-        np.broadcast_to(lowest, others.shape),
-      ],
-      axis=1,
-    ),
+    np.concatenate([items, kept], axis=1),
+    np.concatenate([features, kept_features], axis=1),
   )
 
 

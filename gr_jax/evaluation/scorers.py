@@ -155,8 +155,9 @@ class ItemToItem(Ranking):
     if not items.size:  # SciPy answers with a matrix then
       return np.zeros(items.shape)
     rows = np.repeat(np.arange(items.shape[0]), items.shape[1])
-    found = self._sparse_scores(histories)[rows, items.reshape(-1)]
-    return np.asarray(found).reshape(items.shape)
+    scores = self._sparse_scores(histories)
+    scores.sort_indices()  # else SciPy looks at every entry of a row
+    return np.asarray(scores[rows, items.reshape(-1)]).reshape(items.shape)
 
   def _sparse_scores(self, histories: Histories) -> scipy.sparse.csr_matrix:
     weights = histories.weights(self.recency, self.matrix.shape[0])

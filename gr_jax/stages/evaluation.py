@@ -151,41 +151,32 @@ def reranked_rows(
   reranker = reranking_stage.load(config, workdir, stored, live)
   histories = Histories.create(stored.interactions, examples)
   targets = evaluator.targets(stored.interactions, examples)
-  counted = dict(
-    zip(
-      report.FORMS,
-      baselines.top_lists(
-        reranker.counters, histories, config.decoding.beam_width
-      ),
-      strict=True,
-    )
+  counted = baselines.top_lists(
+    reranker.counters, histories, config.decoding.beam_width
   )
 
-  def row(listed, weights):
-    averages = {}
-    for form, (items, scores) in listed.items():
-      items, _ = reranker.rerank(histories, items, scores, weights)
-      ranks = metrics.target_ranks(items, targets)
-      averages[form] = _averages(config, ranks, populations)
-    return averages
+  def averages(features, items, weights):
+    items, _ = reranking.rerank(features, items, weights)
+    ranks = metrics.target_ranks(items, targets)
+    return _averages(config, ranks, populations)
 
-  own, joint = [], []
-  for replica, forms in enumerate(lists):
-    scored = {
-      form: (items, predictions[replica][form].scores)
-      for form, items in forms.items()
-    }
-    both = {
-      form: reranking.joined(*each, counted[form])
-      for form, each in scored.items()
-    }
-    own.append(row(scored, reranker.own[replica]))
-    joint.append(row(both, reranker.joint[replica]))
-  alone = {
-    form: (items, np.zeros(items.shape)) for form, items in counted.items()
-  }
+  alone = {}
+  own, joint = [{} for _ in lists], [{} for _ in lists]
+  for form, others in zip(report.FORMS, counted, strict=True):
+    other_features = reranker.evidence.features(
+      histories, others, np.zeros(others.shape)
+    )
+    alone[form] = averages(other_features, others, reranker.alone)
+    for replica, forms in enumerate(lists):
+      items = forms[form]
+      features = reranker.evidence.features(
+        histories, items, predictions[replica][form].scores
+      )
+      own[replica][form] = averages(features, items, reranker.own[replica])
+      both, features = reranking.joined(items, features, others, other_features)
+      joint[replica][form] = averages(features, both, reranker.joint[replica])
   return {
-    report.COUNTERS: row(alone, reranker.alone),
+    report.COUNTERS: alone,
     **report.over_replicas(report.RERANKED, own),
     **report.over_replicas(report.JOINT, joint),
   }

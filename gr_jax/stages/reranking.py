@@ -42,22 +42,19 @@ class Reranker:
     histories: Histories,
     items: Int[np.ndarray, "U W"],
     log_likelihoods: Float[np.ndarray, "U W"],
-    weights: Float[np.ndarray, "F"] | None = None,
   ) -> tuple[Int[np.ndarray, "U W"], Float[np.ndarray, "U W"]]:
-    """Puts lists in their new order.
+    """Puts the best replica's lists in their new order.
 
     Args:
       histories: Of the users.
       items: Their lists, -1 for no item.
-      log_likelihoods: The generator's; 0 where it did not score them.
-      weights: Of the features; None for the best replica's `own`.
+      log_likelihoods: The generator's.
 
     Returns:
       As `reranking.rerank`.
     """
-    weights = self.own[self.best_replica] if weights is None else weights
     features = self.evidence.features(histories, items, log_likelihoods)
-    return reranking.rerank(features, items, weights)
+    return reranking.rerank(features, items, self.own[self.best_replica])
 
 
 def load(
@@ -106,14 +103,13 @@ def _fit(config, workdir, saved, stored, split, evidence, counters):
   histories = Histories.create(stored.interactions, examples)
   targets = evaluator.targets(stored.interactions, examples)
 
-  def fit(items, log_likelihoods):
-    features = evidence.features(histories, items, log_likelihoods)
-    return reranking.fit_weights(features, items, targets)
-
   counted, _ = baselines.top_lists(
     counters, histories, config.decoding.beam_width
   )
-  alone = fit(counted, np.zeros(counted.shape))
+  counted_features = evidence.features(
+    histories, counted, np.zeros(counted.shape)
+  )
+  alone = reranking.fit_weights(counted_features, counted, targets)
   # The catalog as it was trained: nothing appended since has been chosen yet.
   _, catalog = semantic_ids.load_sids(workdir)
   trie = generator_stage.make_generator(config, catalog).trie
@@ -128,6 +124,10 @@ def _fit(config, workdir, saved, stored, split, evidence, counters):
     items = prediction.drawn_items(
       catalog, found.item_index, seed=config.seed + replica
     )
-    own.append(fit(items, found.scores))
-    joint.append(fit(*reranking.joined(items, found.scores, counted)))
+    features = evidence.features(histories, items, found.scores)
+    own.append(reranking.fit_weights(features, items, targets))
+    both, features = reranking.joined(
+      items, features, counted, counted_features
+    )
+    joint.append(reranking.fit_weights(features, both, targets))
   return {"own": np.stack(own), "alone": alone, "joint": np.stack(joint)}

@@ -105,10 +105,13 @@ def test_lists_without_any_target_are_refused():
 
 def test_lists_are_joined_by_hand():
   items = np.array([[7, 8, -1], [-1, -1, -1]], np.int32)
-  scores = np.array([[-1.0, -2, -np.inf], [-np.inf] * 3])
+  features = np.zeros((2, 3, 6))
+  features[0, :2, 0] = [-1, -2]
+  features[0, :2, 3] = [0.5, 0.25]
   others = np.array([[8, 5, -1], [4, 3, 2]], np.int32)
-  joined, known = reranking.joined(items, scores, others)
-  assert joined.tolist() == [[7, 8, -1, -1, 5, -1], [-1, -1, -1, 4, 3, 2]]
-  assert known[0, [0, 1, 4]].tolist() == [-1, -2, -2]
-  assert known[1, 3:].tolist() == [0, 0, 0]
-  assert np.isfinite(known).all()
+  other_features = np.full((2, 3, 6), 0.75)
+  both, found = reranking.joined(items, features, others, other_features)
+  assert both.tolist() == [[7, 8, -1, -1, 5, -1], [-1, -1, -1, 4, 3, 2]]
+  assert found[0, [0, 1, 4], 0].tolist() == [-1, -2, -2]
+  assert found[0, :, 3].tolist() == [0.5, 0.25, 0, 0, 0.75, 0]
+  assert found[1, 3:, 0].tolist() == [0, 0, 0]
