@@ -28,6 +28,6 @@ def get_config(arg: str = "beauty") -> config_dict.ConfigDict:
     name="sasrec",
     mlp_activations=("relu",),
     num_decoder_layers=2,
-    dropout_rate=0.5,
+    dropout_rate=0.2,
   )
   return c

@@ -89,8 +89,6 @@ def handbook(arg: str, **grids: Cells) -> config_dict.ConfigDict:
     section: sasrec.get_config()[section].to_dict()
     for section in ("tokenizer", "collisions", "model")
   }
-  if arg == "short":  # its dropout of .5 is for many more steps
-    yardstick["model"]["dropout_rate"] = 0.2
   grids = {**grids, "baselines": {"sasrec": yardstick}}
   if arg in _SMALLER:
     # Names of shapes are what they say.

@@ -78,9 +78,12 @@ def load(
     stored.interactions, split, num_items=text.shape[0], vectors=text
   )
   if live.new_vectors is not None:
-    vectors = np.concatenate([table.vectors, live.new_vectors])
-    table = dataclasses.replace(table, vectors=vectors)
-    text = text_vectors(config.embedding, table)
+    everything = dataclasses.replace(
+      table,
+      item_ids=live.items.item_ids,
+      vectors=np.concatenate([table.vectors, live.new_vectors]),
+    )
+    text = text_vectors(config.embedding, everything)
   evidence = reranking.Evidence.fit(stored.interactions, split, text)
   parents = {"generator": saved, "embeddings": embeddings}
   section = {

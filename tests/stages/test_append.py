@@ -134,6 +134,13 @@ def test_appended_items_are_recommended_and_removed_ones_are_not(
   assert [name for name in mixed if name in new] == new[:want]
   known = [name for name in names if name not in new][: 10 - want]
   assert [name for name in mixed if name not in new] == known
+  # Reranked as well: no count speaks for new items, their texts do.
+  reranked = make_config(decoding__rerank=True)
+  again = stages.recommend(reranked, workdir, everything)
+  assert {item.item_id for item in again} == set(names)
+  mixed = stages.recommend(reranked, workdir, few)
+  assert len({item.item_id for item in mixed} & set(new)) >= 3
+  assert np.all(np.diff([item.score for item in mixed]) <= 0)
   # An appended item stands in a history like any other.
   old = [name for name in names if name.startswith("item")]
   request = dataclasses.replace(everything, user="", history=("new1", old[0]))
