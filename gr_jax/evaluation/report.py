@@ -92,8 +92,7 @@ def spread(rows: Rows) -> str:
 
 
 def _baselines(rows: Rows) -> dict[str, Mapping]:
-  names = (*BASELINES, COUNTERS)
-  return {row: values for row, values in rows.items() if row in names}
+  return {row: rows[row] for row in (*BASELINES, COUNTERS) if row in rows}
 
 
 def verdicts(rows: Rows, form: str, population: str = ALL) -> list[str]:
