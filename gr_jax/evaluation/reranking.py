@@ -182,10 +182,11 @@ def fit_weights(
       "nothing to fit a reranker on; train longer, or set decoding.rerank to "
       "False."
     )
-  listed, place = items[told] >= 0, is_target[told].argmax(axis=1)
-  spread = features[told][listed].std(axis=0)
+  x, listed = features[told], items[told] >= 0
+  place = is_target[told].argmax(axis=1)
+  spread = x[listed].std(axis=0)
   scale = np.where(spread > 0.0, 1.0 / np.maximum(spread, 1e-12), 0.0)
-  x = features[told] * scale
+  x = x * scale
   own = np.arange(place.size), place
 
   def loss(weights):

@@ -3,12 +3,11 @@
 import json
 from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
 import rich.console
 from jaxtyping import Bool, Float32, Int, Int32
 
-from gr_jax.core import artifact, processes, rng
+from gr_jax.core import artifact, processes
 from gr_jax.data import splits
 from gr_jax.embeddings.co_occurrence import text_vectors
 from gr_jax.evaluation import (
@@ -20,7 +19,7 @@ from gr_jax.evaluation import (
   shared_ids,
 )
 from gr_jax.evaluation.evaluator import Predictions
-from gr_jax.evaluation.scorers import Histories
+from gr_jax.evaluation.scorers import Histories, Scorer
 from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.stages import live_catalog, prediction, prepare
 from gr_jax.stages import reranking as reranking_stage
@@ -57,10 +56,14 @@ def generator_metrics(
   expected = buckets.expected_ranks(predictions.item_index, targets, removed)
   drawn = None
   if catalog.shares_ids:
-    generator = rng.numpy_generator(jax.random.key(seed), "random_item")
-    drawn = metrics.target_ranks(
-      buckets.sample(predictions.item_index, generator, removed), targets
+    items = prediction.drawn_items(
+      catalog,
+      predictions.item_index,
+      removed,
+      recommendable=recommendable,
+      seed=seed,
     )
+    drawn = metrics.target_ranks(items, targets)
   sid_ranks = metrics.sid_ranks(
     catalog.semantic_codes(predictions.codes),
     predictions.returned,
@@ -90,8 +93,8 @@ def generator_metrics(
 def fused_metrics(
   config: RunConfig,
   stored: prepare.StoredDataset,
-  text: Float32[np.ndarray, "N D"],
-  split: splits.Split,
+  examples: splits.Examples,
+  counters: Scorer,
   lists: Sequence[Mapping[str, Int[np.ndarray, "U W"]]],
   populations: Mapping[str, Bool[np.ndarray, "U"]],
 ) -> list[dict[str, dict[str, dict[str, float]]]]:
@@ -100,22 +103,16 @@ def fused_metrics(
   Args:
     config: The run's settings.
     stored: The data set.
-    text: Vectors of the items' texts.
-    split: Whose test examples were decoded.
+    examples: The test examples.
+    counters: The fitted fusion.
     lists: For each replica, the items listed in each of the report's forms.
     populations: Which users to average over, by name.
   """
-  scorer = baselines.Fusion().fit(
-    stored.interactions,
-    split,
-    num_items=stored.catalog.num_items,
-    vectors=text,
-  )
   ranked = baselines.fused_ranks(
-    Histories.create(stored.interactions, split.test),
-    evaluator.targets(stored.interactions, split.test),
+    Histories.create(stored.interactions, examples),
+    evaluator.targets(stored.interactions, examples),
     [tuple(forms[form] for form in report.FORMS) for forms in lists],
-    scorer,
+    counters,
   )
   return [
     {
@@ -132,6 +129,7 @@ def reranked_rows(
   stored: prepare.StoredDataset,
   live: live_catalog.LiveCatalog,
   examples: splits.Examples,
+  counters: Scorer,
   lists: Sequence[Mapping[str, Int[np.ndarray, "U W"]]],
   predictions: Sequence[Mapping[str, Predictions]],
   populations: Mapping[str, Bool[np.ndarray, "U"]],
@@ -144,6 +142,7 @@ def reranked_rows(
     stored: The data set.
     live: The semantic IDs.
     examples: The test examples.
+    counters: The fitted fusion.
     lists: For each replica, the items listed in each of the report's forms.
     predictions: Where they and their scores come from.
     populations: Which users to average over, by name.
@@ -151,9 +150,7 @@ def reranked_rows(
   reranker = reranking_stage.load(config, workdir, stored, live)
   histories = Histories.create(stored.interactions, examples)
   targets = evaluator.targets(stored.interactions, examples)
-  counted = baselines.top_lists(
-    reranker.counters, histories, config.decoding.beam_width
-  )
+  counted = baselines.top_lists(counters, histories, config.decoding.beam_width)
 
   def averages(features, items, weights):
     items, _ = reranking.rerank(features, items, weights)
@@ -274,27 +271,42 @@ def measure(
   rows = report.over_replicas(report.GENERATOR, replicas)
   width = config.decoding.beam_width
   text = text_vectors(config.embedding, table)
-  lists = [
-    {
-      form: prediction.drawn_items(
-        live.sids,
-        each.item_index,
-        denied[form],
-        recommendable=live.recommendable,
-        seed=config.seed + replica,
-      )
-      for form, each in forms.items()
-    }
-    for replica, forms in enumerate(predictions)
-  ]
+  if fused or config.decoding.rerank:
+    counters = baselines.Fusion().fit(
+      stored.interactions,
+      split,
+      num_items=stored.catalog.num_items,
+      vectors=text,
+    )
+    lists = [
+      {
+        form: prediction.drawn_items(
+          live.sids,
+          each.item_index,
+          denied[form],
+          recommendable=live.recommendable,
+          seed=config.seed + replica,
+        )
+        for form, each in forms.items()
+      }
+      for replica, forms in enumerate(predictions)
+    ]
   if config.decoding.rerank:
     rows |= reranked_rows(
-      config, workdir, stored, live, examples, lists, predictions, populations
+      config,
+      workdir,
+      stored,
+      live,
+      examples,
+      counters,
+      lists,
+      predictions,
+      populations,
     )
   if fused:
     rows |= report.over_replicas(
       report.FUSED,
-      fused_metrics(config, stored, text, split, lists, populations),
+      fused_metrics(config, stored, examples, counters, lists, populations),
     )
   ranked = baseline_ranks(workdir, stored, embeddings, text, split)
   for name, ranks in ranked.items():

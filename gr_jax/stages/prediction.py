@@ -164,6 +164,6 @@ def drawn_items(
   """
   if not catalog.shares_ids:
     return item_index
-  draw = rng.numpy_generator(jax.random.key(seed), "drawn_item")
+  draw = rng.numpy_generator(jax.random.key(seed), "random_item")
   buckets = shared_ids.Buckets.create(catalog, recommendable)
   return buckets.sample(item_index, draw, denied)

@@ -222,10 +222,8 @@ def _reranked(
     np.array([list(listed.values())]),
   )
   scored = list(zip(items[0].tolist(), scores[0].tolist(), strict=True))
-  return [
-    [pair for pair in scored if pair[0] in {item for item, _ in each}]
-    for each in lists
-  ]
+  held = [{item for item, _ in each} for each in lists]
+  return [[pair for pair in scored if pair[0] in names] for names in held]
 
 
 def _with_new(

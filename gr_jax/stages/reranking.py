@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from gr_jax.data import splits
 from gr_jax.embeddings.co_occurrence import text_vectors
 from gr_jax.evaluation import baselines, evaluator, report, reranking
-from gr_jax.evaluation.scorers import Histories, Scorer
+from gr_jax.evaluation.scorers import Histories
 from gr_jax.stages import generator as generator_stage
 from gr_jax.stages import live_catalog, prediction, prepare, semantic_ids
 from gr_jax.stages.config import RunConfig
@@ -23,7 +23,6 @@ class Reranker:
 
   Attributes:
     evidence: Of all items, appended ones too.
-    counters: The rank fusion, which lists items without any network.
     own: Weights for the lists of each replica.
     alone: Weights for the fusion's lists.
     joint: Weights for the lists of each replica and the fusion's, joined.
@@ -31,7 +30,6 @@ class Reranker:
   """
 
   evidence: reranking.Evidence
-  counters: Scorer
   own: Float[np.ndarray, "R F"]
   alone: Float[np.ndarray, "F"]
   joint: Float[np.ndarray, "R F"]
@@ -73,18 +71,16 @@ def load(
   parents = {"dataset": stored.artifact, "sids": live.sids_artifact}
   saved = workdir.load_child("generator", parents)
   split = splits.leave_one_out(stored.interactions)
-  text = text_vectors(config.embedding, table)
-  counters = baselines.Fusion().fit(
-    stored.interactions, split, num_items=text.shape[0], vectors=text
-  )
+  everything = table
   if live.new_vectors is not None:
     everything = dataclasses.replace(
       table,
       item_ids=live.items.item_ids,
       vectors=np.concatenate([table.vectors, live.new_vectors]),
     )
-    text = text_vectors(config.embedding, everything)
-  evidence = reranking.Evidence.fit(stored.interactions, split, text)
+  evidence = reranking.Evidence.fit(
+    stored.interactions, split, text_vectors(config.embedding, everything)
+  )
   parents = {"generator": saved, "embeddings": embeddings}
   section = {
     "features": list(reranking.FEATURES),
@@ -94,10 +90,16 @@ def load(
   }
   kept = workdir.matching(KIND, section, parents)
   if kept is None:
+    counters = baselines.Fusion().fit(
+      stored.interactions,
+      split,
+      num_items=table.num_items,
+      vectors=text_vectors(config.embedding, table),
+    )
     weights = _fit(config, workdir, saved, stored, split, evidence, counters)
     kept = workdir.save(KIND, section, weights, parents)
   best = int(saved.metadata.get("best_replica", 0))
-  return Reranker(evidence, counters, **kept.arrays, best_replica=best)
+  return Reranker(evidence, **kept.arrays, best_replica=best)
 
 
 def _fit(config, workdir, saved, stored, split, evidence, counters):
@@ -105,7 +107,6 @@ def _fit(config, workdir, saved, stored, split, evidence, counters):
   examples = generator_stage.validation_examples(config, split)
   histories = Histories.create(stored.interactions, examples)
   targets = evaluator.targets(stored.interactions, examples)
-
   counted, _ = baselines.top_lists(
     counters, histories, config.decoding.beam_width
   )
