@@ -1,5 +1,6 @@
 """Strict settings for every test: 8 devices, no silent promotion."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -12,6 +13,8 @@ if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS"):
   if importlib.metadata.version("jaxlib").startswith("0.10."):
     _FLAGS += ["--xla_cpu_use_fusion_emitters=false"]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
+# By the end a full collection takes a second, and it finds next to nothing.
+gc.set_threshold(700, 10, 1000)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Many tests compile the same small programs; workers share the results.
