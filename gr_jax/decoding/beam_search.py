@@ -56,8 +56,9 @@ def beam_search(
 
   Args:
     tokens_to_logits: (tokens int32 [B, W], cache, level) -> (logits [B, W, V],
-      cache). Level 0 is called with W = 1 and token 0, level l with the tokens
-      chosen at l - 1. W never exceeds the number of prefixes that exist.
+      cache), V all tokens, or the level's codes alone where no EOS is
+      appended. Level 0 is called with W = 1 and token 0, level l with the
+      tokens chosen at l - 1. W never exceeds the number of prefixes that exist.
     cache: Pytree of arrays [B, 1, ...]; the search gathers their second axis
       by parent beam.
     trie: The catalog's IDs.
@@ -94,7 +95,7 @@ def beam_search(
   history = []
   for l in range(trie.num_levels):
     logits, cache = tokens_to_logits(tokens, cache, l)
-    scoring.check_logits(logits, *tokens.shape, vocabulary)
+    scoring.check_logits(logits, *tokens.shape, vocabulary, l)
     logits = logits.astype(jnp.float32)
     dead = None
     if denied is not None:
@@ -112,7 +113,7 @@ def beam_search(
   score = beams.score
   if vocabulary.append_eos:
     logits, _ = tokens_to_logits(tokens, cache, trie.num_levels)
-    scoring.check_logits(logits, *tokens.shape, vocabulary)
+    scoring.check_logits(logits, *tokens.shape, vocabulary, trie.num_levels)
     logits = logits.astype(jnp.float32)
     log_norm = scoring.log_normalizer(logits, method=tuning.normalizer)
     end = logits[..., vocabulary.eos_id] - log_norm

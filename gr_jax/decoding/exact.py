@@ -140,7 +140,7 @@ def _run_level(
     cache = jax.tree.map(lambda x: x[:, prefixes.parent[nodes]], prefixes.cache)
     tokens = jnp.broadcast_to(prefixes.token[nodes][None], (batch_size, size))
     logits, cache = tokens_to_logits(tokens, cache, l)
-    scoring.check_logits(logits, batch_size, size, vocabulary)
+    scoring.check_logits(logits, batch_size, size, vocabulary, l)
     logits = logits.astype(jnp.float32)
     log_norm = scoring.log_normalizer(logits)[..., None]  # [B, chunk, 1]
     if level is None:

@@ -1,8 +1,10 @@
 """From a model's logits to log-probabilities of stored codes.
 
-A candidate's log-probability is its log-softmax over the *full* vocabulary;
-the trie only removes candidates and never renormalizes, so a constrained beam
-and exhaustive scoring rank by the same likelihood.
+A candidate's log-probability is its log-softmax over all that the model gives
+logits of: the *full* vocabulary, or the level's own codes where the model
+writes no other token there. The trie only removes candidates and never
+renormalizes, so a constrained beam and exhaustive scoring rank by the same
+likelihood. Which of the two it is shows in the logits' last axis.
 """
 
 from typing import Protocol, runtime_checkable
@@ -57,25 +59,41 @@ def check_layout(trie: trie_lib.Trie, vocabulary: TokenLayout) -> None:
 
 
 def check_logits(
-  logits: jax.Array, batch_size: int, num_beams: int, vocabulary: TokenLayout
+  logits: jax.Array,
+  batch_size: int,
+  num_beams: int,
+  vocabulary: TokenLayout,
+  level: int,
 ) -> None:
   """Refuses logits of a shape that the search did not ask for.
 
   Raises:
-    InputError: Not [batch_size, num_beams, >= vocab_size].
+    InputError: Neither [batch_size, num_beams, >= vocab_size] nor as many as
+      the level has codes, or the latter where IDs end with EOS.
   """
-  size = vocabulary.vocab_size
-  if logits.shape[:-1] != (batch_size, num_beams) or logits.shape[-1] < size:
+  shape, size = logits.shape, vocabulary.vocab_size
+  fits = shape[:-1] == (batch_size, num_beams)
+  if fits and shape[-1] >= size:
+    return
+  own = (*vocabulary.codebook_sizes, 0)[level]  # then EOS is asked for
+  if not fits or shape[-1] != own:
     raise InputError(
-      f"tokens_to_logits returned shape {logits.shape}; want "
-      f"({batch_size}, {num_beams}, V) with V >= {size}."
+      f"tokens_to_logits returned shape {shape} at level {level}; want "
+      f"({batch_size}, {num_beams}, V) with V >= {size}"
+      + (f", or V = {own} for the level's own codes." if own else ".")
+    )
+  if vocabulary.append_eos:
+    raise InputError(
+      f"tokens_to_logits returned logits of the {own} codes of level {level} "
+      "alone, but IDs end with EOS, which is none of them; return logits of "
+      "all tokens, or use a vocabulary with append_eos=False."
     )
 
 
 def log_normalizer(
   logits: Float[Array, "B W V"], *, method: str = "auto"
 ) -> Float[Array, "B W"]:
-  """Returns log sum exp over the vocabulary, float32.
+  """Returns log sum exp over all that there are logits of, float32.
 
   Args:
     logits: Float32 logits.
@@ -135,6 +153,8 @@ def level_logits(
   logits: Float[Array, "B W V"],
 ) -> Float[Array, "B W K"]:
   """Returns the columns of `level`'s stored codes, in their order."""
+  if _is_own(vocabulary, logits):
+    return logits
   offset = vocabulary.level_offsets[level]
   own = logits[..., offset : offset + trie.codebook_sizes[level]]
   if not trie.has_end:
@@ -156,9 +176,16 @@ def logits_at(
   Codes past the level's last give an arbitrary logit, to be masked.
   """
   batch, _, size = logits.shape
-  tokens = jnp.minimum(code_tokens(trie, vocabulary, level, code), size - 1)
-  index = (beam * size + tokens).reshape(batch, -1)
+  column = code
+  if not _is_own(vocabulary, logits):
+    column = code_tokens(trie, vocabulary, level, code)
+  index = (beam * size + jnp.minimum(column, size - 1)).reshape(batch, -1)
   flat = logits.reshape(batch, -1)
   return jnp.take_along_axis(
     flat, index, axis=1, mode="promise_in_bounds"
   ).reshape(code.shape)
+
+
+def _is_own(vocabulary, logits):
+  """Whether logits are of a level's codes alone, see `check_logits`."""
+  return logits.shape[-1] < vocabulary.vocab_size

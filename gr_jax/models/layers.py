@@ -103,9 +103,19 @@ class Embedding(nn.Module):
     rows = lookup.lookup(self.embedding.astype(self.dtype), tokens)
     return rows * jnp.asarray(self._scale, self.dtype)
 
-  def attend(self, x: Float[Array, "*batch E"]) -> Float[Array, "*batch V"]:
-    """Returns x @ rows.T / sqrt(E) in float32: the tied head's logits."""
-    logits = jnp.dot(x.astype(jnp.float32), self.embedding.T)
+  def attend(
+    self, x: Float[Array, "*batch E"], rows: tuple[int, int] | None = None
+  ) -> Float[Array, "*batch K"]:
+    """Returns x @ rows.T / sqrt(E) in float32: the tied head's logits.
+
+    Args:
+      x: Hidden states.
+      rows: First and number of the tokens to give logits of; None for all.
+    """
+    table = self.embedding
+    if rows is not None:
+      table = table[rows[0] : sum(rows)]
+    logits = jnp.dot(x.astype(jnp.float32), table.T)
     return logits * (self._scale / math.sqrt(self.features))
 
 

@@ -60,6 +60,7 @@ class CodeDecoder(nn.Module):
   """The transformer over one item's codes, given what the user wants."""
 
   config: config_lib.T5Config
+  code_ranges: item_sequences.CodeRanges
 
   def setup(self):
     """Declares embedding, position bias, layers, the last norm and the head."""
@@ -82,8 +83,8 @@ class CodeDecoder(nn.Module):
     context: Float[Array, "M 1 E"],
     tokens: Int[Array, "M L"],
     dropout: dropout_lib.Dropout | None,
-  ) -> Float[Array, "M L V"]:
-    """Returns logits of the code after each token; the first token is 0."""
+  ) -> tuple[Float[Array, "M _"], ...]:
+    """Returns logits of each level's codes; the first token is 0."""
     length = tokens.shape[1]
     bias = self.relpos_bias(range(length), range(length))
     mask = jnp.asarray(attention.causal_mask(length))
@@ -92,7 +93,8 @@ class CodeDecoder(nn.Module):
     x = decoder_only.run_layers(
       self.layers, x, mask=mask, bias=bias, dropout=after(dropout, 2)
     )
-    return self._logits(drop(dropout, 1, self.decoder_norm(x)))
+    x = drop(dropout, 1, self.decoder_norm(x))
+    return tuple(self._logits(x[:, level], level) for level in range(length))
 
   def step(
     self,
@@ -101,53 +103,63 @@ class CodeDecoder(nn.Module):
     cache: encdec.Cache,
     *,
     level: int,
-  ) -> tuple[Float[Array, "B W V"], encdec.Cache]:
-    """Returns logits after one more token of each beam, and the cache."""
+  ) -> tuple[Float[Array, "B W K"], encdec.Cache]:
+    """Returns the level's logits after one more token a beam, and the cache."""
     bias = self.relpos_bias(range(level, level + 1), range(level + 1))
     x = self._embed(context, tokens)
     new_cache = []
     for layer, layer_cache in zip(self.layers, cache, strict=True):
       x, layer_cache = layer.step(x, layer_cache, bias=bias, level=level)
       new_cache.append(layer_cache)
-    return self._logits(self.decoder_norm(x)), tuple(new_cache)
+    return self._logits(self.decoder_norm(x), level), tuple(new_cache)
 
   def _embed(self, context, tokens):
     x = self.token_embedder(tokens)
     return x + jnp.broadcast_to(context, x.shape)
 
-  def _logits(self, x):
+  def _logits(self, x, level):
+    first, count = self.code_ranges[level]
     if self.config.logits_via_embedding:
-      return self.token_embedder.attend(x)
-    return self.logits_dense(x)
+      return self.token_embedder.attend(x, (first, count))
+    kernel = self.logits_dense.kernel[:, first : first + count]
+    return jnp.dot(x.astype(jnp.float32), kernel)
 
 
 class RQTransformer(nn.Module):
   """The generators' interface over `ItemEncoder` and `CodeDecoder`.
 
   `num_encoder_layers` counts the layers over items, `num_decoder_layers`
-  those over codes. Items have L tokens each.
+  those over codes. Items have L tokens each. Where a token stands says which
+  level it is of, so that its logits and its probability are over the level's
+  own codes; a softmax over all tokens would learn to give the others nothing.
 
   >>> import jax, jax.numpy as jnp
   >>> from gr_jax.models import RQTransformer, T5Config
   >>> config = T5Config(vocab_size=10, emb_dim=8, mlp_dim=8)
-  >>> model = RQTransformer(config, num_levels=2)
+  >>> model = RQTransformer(config, code_ranges=((2, 3), (5, 4)))
   >>> inputs = jnp.array([[2, 5, 2, 6, 1, 0, 0]])  # two items and EOS
   >>> tokens = jnp.array([[0, 2]])
   >>> params = model.init(jax.random.key(0), inputs, tokens)["params"]
-  >>> model.apply({"params": params}, inputs, tokens).shape
-  (1, 2, 10)
+  >>> logits = model.apply({"params": params}, inputs, tokens)
+  >>> [level.shape for level in logits]
+  [(1, 1, 3), (1, 1, 4)]
   """
 
   config: config_lib.T5Config
-  num_levels: int  # L, tokens of an item
+  code_ranges: item_sequences.CodeRanges  # of the L levels
 
   packs: ClassVar[bool] = True
   reads_items: ClassVar[bool] = True
 
   def setup(self):
-    """Declares the two transformers."""
+    """Declares the two transformers.
+
+    Raises:
+      InputError: Codes that are no tokens of the config's.
+    """
+    item_sequences.check_ranges(self.code_ranges, self.config.vocab_size)
     self.encoder = ItemEncoder(self.config)
-    self.decoder = CodeDecoder(self.config)
+    self.decoder = CodeDecoder(self.config, self.code_ranges)
 
   def __call__(
     self,
@@ -158,8 +170,8 @@ class RQTransformer(nn.Module):
     dropout_rate: dropout_lib.Rate | None = None,
     input_segment_ids: Int[Array, "B S"] | None = None,
     decoder_segment_ids: Int[Array, "B T"] | None = None,
-  ) -> Float[Array, "B T V"]:
-    """Returns float32 logits of the token after each decoder input.
+  ) -> item_sequences.LevelLogits:
+    """Returns float32 logits of the items' codes, level by level.
 
     Args:
       inputs: History tokens, L an item; EOS and padding may follow.
@@ -172,31 +184,36 @@ class RQTransformer(nn.Module):
         token belongs to.
       decoder_segment_ids: Likewise; must agree with the inputs'.
 
+    Returns:
+      L arrays [B, P, K_l]: of the codes of level l of each of P items,
+      T = P L.
+
     Raises:
       InputError: Batch sizes differ, or T fits neither form.
     """
     encdec.check_batch(inputs, decoder_inputs)
     del decoder_segment_ids  # targets stand where their history's item does
-    items = item_sequences.split_items(inputs, self.num_levels)
+    num_levels = len(self.code_ranges)
+    items = item_sequences.split_items(inputs, num_levels)
     num_targets = item_sequences.count_targets(
-      decoder_inputs, items, self.num_levels
+      decoder_inputs, items, num_levels
     )
     item_dropout, code_dropout = self._dropout(deterministic, dropout_rate)
     mask = item_sequences.item_mask(items, input_segment_ids)
     hidden = self.encoder(items, mask, item_dropout)
     if num_targets == 1:
       hidden = item_sequences.newest(hidden, items)
-    tokens = decoder_inputs.reshape(-1, self.num_levels)
+    tokens = decoder_inputs.reshape(-1, num_levels)
     # Nothing of the item before may be read where an item begins.
-    is_first = jnp.arange(self.num_levels, dtype=jnp.int32) == 0
+    is_first = jnp.arange(num_levels, dtype=jnp.int32) == 0
     tokens = jnp.where(is_first[None], 0, tokens)
     context = hidden[:, :num_targets].reshape(-1, 1, self.config.emb_dim)
     logits = self.decoder(context, tokens, code_dropout)
-    return logits.reshape(*decoder_inputs.shape, self.config.vocab_size)
+    return tuple(own.reshape(-1, num_targets, own.shape[-1]) for own in logits)
 
   def encode(self, inputs: Int[Array, "B S"]) -> Float[Array, "B 1 E"]:
     """Returns the hidden state after the newest item."""
-    items = item_sequences.split_items(inputs, self.num_levels)
+    items = item_sequences.split_items(inputs, len(self.code_ranges))
     return item_sequences.newest(
       self.encoder(items, item_sequences.item_mask(items), None), items
     )
@@ -205,9 +222,8 @@ class RQTransformer(nn.Module):
     self, inputs: Int[Array, "B S"], targets: Int[Array, "B T"]
   ) -> Float[Array, " B"]:
     """Returns log p(targets | inputs) of one item."""
-    return encdec.log_likelihood(
-      self(inputs, encdec.shift_right(targets)), targets
-    )
+    logits = self(inputs, encdec.shift_right(targets))
+    return item_sequences.log_likelihood(logits, targets, self.code_ranges)
 
   def start_decode(
     self, encoded: Float[Array, "B 1 E"], inputs: Int[Array, "B S"]
@@ -231,8 +247,8 @@ class RQTransformer(nn.Module):
     context: encdec.DecodeContext,
     *,
     level: int,
-  ) -> tuple[Float[Array, "B W V"], encdec.Cache]:
-    """Feeds one token per beam; equals `__call__` at position `level`.
+  ) -> tuple[Float[Array, "B W K"], encdec.Cache]:
+    """Feeds one token per beam; equals `__call__` at level `level`.
 
     Raises:
       InputError: The cache has no room for `level` or holds other beams.

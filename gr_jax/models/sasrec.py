@@ -26,21 +26,23 @@ class SASRec(nn.Module):
 
   Blocks are the generators' (RMS norms, no biases), positions are learned and
   counted from the newest item, and items of input and output share one table.
+  Logits are of a level's own codes; of the levels before the last they are 0.
   `num_encoder_layers` is not read.
 
   >>> import jax, jax.numpy as jnp
   >>> from gr_jax.models import SASRec, T5Config
   >>> config = T5Config(vocab_size=10, emb_dim=8, mlp_dim=8)
-  >>> model = SASRec(config, num_levels=2, max_history=3)
+  >>> model = SASRec(config, code_ranges=((2, 2), (4, 6)), max_history=3)
   >>> inputs = jnp.array([[2, 5, 2, 6, 1, 0, 0]])  # items 5 and 6
   >>> tokens = jnp.array([[0, 2]])
   >>> params = model.init(jax.random.key(0), inputs, tokens)["params"]
-  >>> model.apply({"params": params}, inputs, tokens).shape
-  (1, 2, 10)
+  >>> logits = model.apply({"params": params}, inputs, tokens)
+  >>> [level.shape for level in logits]
+  [(1, 1, 2), (1, 1, 6)]
   """
 
   config: config_lib.T5Config
-  num_levels: int  # L, tokens of an item
+  code_ranges: item_sequences.CodeRanges  # of the L levels
   max_history: int  # H
 
   packs: ClassVar[bool] = True
@@ -50,10 +52,12 @@ class SASRec(nn.Module):
     """Declares the items' and positions' tables and the layers.
 
     Raises:
-      InputError: Items of one token, which EOS could not be told from.
+      InputError: Items of one token, which EOS could not be told from, or
+        codes that are no tokens of the config's.
     """
     cfg = self.config
-    if self.num_levels < 2:
+    item_sequences.check_ranges(self.code_ranges, cfg.vocab_size)
+    if len(self.code_ranges) < 2:
       raise checks.InputError(
         "SASRec reads an item's number from its last token of two or more; "
         "use collisions.name='sparse_id'."
@@ -78,8 +82,8 @@ class SASRec(nn.Module):
     dropout_rate: dropout_lib.Rate | None = None,
     input_segment_ids: Int[Array, "B S"] | None = None,
     decoder_segment_ids: Int[Array, "B T"] | None = None,
-  ) -> Float[Array, "B T V"]:
-    """Returns float32 logits; those of all levels but the last are 0.
+  ) -> item_sequences.LevelLogits:
+    """Returns float32 logits of the items' codes, level by level.
 
     Args:
       inputs: History tokens, L an item; EOS and padding may follow.
@@ -90,6 +94,9 @@ class SASRec(nn.Module):
       input_segment_ids: Packed rows only: number of the example each input
         token belongs to.
       decoder_segment_ids: Likewise; must agree with the inputs'.
+
+    Returns:
+      L arrays [B, P, K_l] for P items, T = P L; all but the last are 0.
 
     Raises:
       InputError: Batch sizes differ, or T fits neither form.
@@ -105,21 +112,20 @@ class SASRec(nn.Module):
         num_sites=1 + decoder_only.LAYER_SITES * cfg.num_decoder_layers,
         shared=cfg.dropout_shared,
       )
-    items = item_sequences.split_items(inputs, self.num_levels)
+    num_levels = len(self.code_ranges)
+    items = item_sequences.split_items(inputs, num_levels)
     num_targets = item_sequences.count_targets(
-      decoder_inputs, items, self.num_levels
+      decoder_inputs, items, num_levels
     )
     hidden = self._encode(items, input_segment_ids, dropout)
     if num_targets == 1:
       hidden = item_sequences.newest(hidden, items)
-    logits = self._logits(hidden[:, :num_targets])[:, :, None]  # [B, P, 1, V]
-    before = self.num_levels - 1
-    logits = jnp.pad(logits, ((0, 0), (0, 0), (before, 0), (0, 0)))
-    return logits.reshape(*decoder_inputs.shape, -1)
+    hidden = hidden[:, :num_targets]
+    return tuple(self._logits(hidden, level) for level in range(num_levels))
 
   def encode(self, inputs: Int[Array, "B S"]) -> Float[Array, "B 1 E"]:
     """Returns the last hidden state."""
-    items = item_sequences.split_items(inputs, self.num_levels)
+    items = item_sequences.split_items(inputs, len(self.code_ranges))
     return item_sequences.newest(self._encode(items, None, None), items)
 
   def start_decode(
@@ -142,12 +148,10 @@ class SASRec(nn.Module):
     context: encdec.DecodeContext,
     *,
     level: int,
-  ) -> tuple[Float[Array, "B W V"], encdec.Cache]:
-    """Returns the logits of `__call__` at position `level`."""
-    shape = (*tokens.shape, self.config.vocab_size)
-    if level < self.num_levels - 1:
-      return jnp.zeros(shape, jnp.float32), cache
-    return jnp.broadcast_to(self._logits(context.memory), shape), cache
+  ) -> tuple[Float[Array, "B W K"], encdec.Cache]:
+    """Returns the logits of `__call__` at level `level`."""
+    logits = self._logits(context.memory, level)  # [B, 1, K]
+    return jnp.broadcast_to(logits, (*tokens.shape, logits.shape[-1])), cache
 
   def _encode(self, items, segment_ids, dropout):
     mask = item_sequences.item_mask(items, segment_ids)  # [B, H, H]
@@ -164,5 +168,8 @@ class SASRec(nn.Module):
     )
     return self.decoder_norm(x)
 
-  def _logits(self, x):
-    return self.token_embedder.attend(x)
+  def _logits(self, x, level):
+    first, count = self.code_ranges[level]
+    if level < len(self.code_ranges) - 1:
+      return jnp.zeros((*x.shape[:-1], count), jnp.float32)
+    return self.token_embedder.attend(x, (first, count))

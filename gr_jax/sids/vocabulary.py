@@ -175,15 +175,14 @@ class SidVocabulary:
     return tuple(_NUM_SPECIAL + self.num_user_buckets + s for s in starts)
 
   @property
+  def code_ranges(self) -> tuple[tuple[int, int], ...]:
+    """First token and number of codes of each level."""
+    return tuple(zip(self.level_offsets, self.codebook_sizes, strict=True))
+
+  @property
   def vocab_size(self) -> int:
     """Number of tokens, V."""
-    ends = [
-      offset + size
-      for offset, size in zip(
-        self.level_offsets, self.codebook_sizes, strict=True
-      )
-    ]
-    return max(ends)
+    return max(first + count for first, count in self.code_ranges)
 
   def padded_size(self, multiple: int) -> int:
     """Returns `vocab_size` rounded up to a multiple (sharding, tiling).

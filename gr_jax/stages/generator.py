@@ -69,9 +69,9 @@ def make_generator(config: RunConfig, catalog: SidCatalog) -> Generator:
       "collision policy or hourglass.remove_top_codes=0."
     )
   if kind is SASRec:
-    model = SASRec(network, layout.num_levels, layout.max_history)
+    model = SASRec(network, vocabulary.code_ranges, layout.max_history)
   elif kind is RQTransformer:
-    model = RQTransformer(network, layout.num_levels)
+    model = RQTransformer(network, vocabulary.code_ranges)
   else:
     model = kind(network)
   return Generator(

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from gr_jax.models import item_sequences
+
 PAD_ID = 0
 
 
@@ -39,16 +41,57 @@ def token_cross_entropy(
   Returns:
     The batch's sums.
   """
+  return _cross_entropy(logits, targets, targets != PAD_ID, label_smoothing)
+
+
+def level_cross_entropy(
+  logits: item_sequences.LevelLogits,
+  targets: Int[Array, "B T"],
+  *,
+  code_ranges: item_sequences.CodeRanges,
+  label_smoothing: float = 0.0,
+) -> LossTerms:
+  """Sums -log p(target) as `token_cross_entropy`, over each level's own codes.
+
+  It is the loss of logits of all tokens that are -inf at those of other
+  levels, but that smoothing spreads over the level's K_l codes.
+
+  Args:
+    logits: float32, L arrays [B, P, K_l].
+    targets: int32 [B, P L], items of L tokens; 0 is padding.
+    code_ranges: First token and number of codes of each level.
+    label_smoothing: s, in [0, 1).
+
+  Returns:
+    The batch's sums.
+  """
+  items = item_sequences.split_items(targets, len(code_ranges))  # [B, P, L]
+  terms = [
+    _cross_entropy(
+      own,
+      items[..., level] - first,
+      items[..., level] != PAD_ID,
+      label_smoothing,
+    )
+    for level, (own, (first, _)) in enumerate(
+      zip(logits, code_ranges, strict=True)
+    )
+  ]
+  return jax.tree.map(lambda *sums: sum(sums), *terms)
+
+
+def _cross_entropy(logits, classes, mask, label_smoothing):
+  """The sums over [B, T] classes of logits [B, T, K] where `mask` is True."""
   log_norm = jax.nn.logsumexp(logits, axis=-1)  # [B, T]
-  vocab = jnp.arange(logits.shape[-1], dtype=targets.dtype)
+  every = jnp.arange(logits.shape[-1], dtype=classes.dtype)
   # A comparison, not a gather: the gradient of a gather is a scatter-add.
-  is_target = targets[..., None] == vocab[None, None]  # [B, T, V]
+  is_target = classes[..., None] == every[None, None]  # [B, T, K]
   picked = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)  # [B, T]
   loss = log_norm - picked
   if label_smoothing:
     even = log_norm - jnp.mean(logits, axis=-1)
     loss = (1.0 - label_smoothing) * loss + label_smoothing * even
-  weights = (targets != PAD_ID).astype(jnp.float32)  # [B, T]
+  weights = mask.astype(jnp.float32)  # [B, T]
   correct = (picked >= jnp.max(logits, axis=-1)).astype(jnp.float32)
   return LossTerms(
     loss=jnp.sum(loss * weights),

@@ -183,6 +183,12 @@ def make_train_steps(
   learning_rates = np.asarray(learning_rates, np.float32)  # [R]
   dropout_rates = np.asarray(dropout_rates, np.float32)  # [R]
 
+  cross_entropy = losses.token_cross_entropy
+  if model.reads_items:
+    cross_entropy = functools.partial(
+      losses.level_cross_entropy, code_ranges=model.code_ranges
+    )
+
   def loss_fn(params, batch, dropout_key, dropout_rate):
     segments = {}
     if plan is not None:
@@ -201,7 +207,7 @@ def make_train_steps(
       rngs={"dropout": dropout_key},
       **segments,
     )
-    terms = losses.token_cross_entropy(
+    terms = cross_entropy(
       logits, batch.targets, label_smoothing=label_smoothing
     )
     return terms.loss / jnp.maximum(terms.tokens, 1.0), terms

@@ -96,6 +96,56 @@ def test_two_levels_by_hand():
   )
 
 
+def test_a_levels_own_codes_by_hand():
+  codes = np.array([[1, 0], [0, 1], [0, 0]], np.int32)
+  levels = [[[0.6, 0.4]], [[0.2, 0.8], [0.9, 0.1]]]  # after 0, after 1
+  result = beam_search.beam_search(
+    lambda tokens, cache, level: (jnp.log(jnp.array([levels[level]])), cache),
+    {},
+    trie.build_trie(codes, (2, 2)),
+    Layout((2, 2)),
+    batch_size=1,
+    beam_width=3,
+  )
+  assert result.codes[0].tolist() == [[0, 1], [1, 0], [0, 0]]
+  np.testing.assert_allclose(
+    np.exp(result.scores[0]), [0.48, 0.36, 0.12], rtol=1e-6
+  )
+
+
+class OwnCodes(TableModel):
+  """Logits of a level's codes, or of all tokens with the others impossible."""
+
+  def __init__(self, layout, full, batch_size=1):
+    super().__init__(layout, batch_size, seed=0)
+    self.full = full
+
+  def __call__(self, tokens, cache, level):
+    logits, cache = super().__call__(tokens, cache, level)
+    first = self.layout.level_offsets[level]
+    own = slice(first, first + self.layout.codebook_sizes[level])
+    if self.full:
+      rest = jnp.full_like(logits, -jnp.inf)
+      return rest.at[..., own].set(logits[..., own]), cache
+    return logits[..., own], cache
+
+
+@pytest.mark.parametrize("constrained", [True, False])
+def test_own_codes_are_all_tokens_with_the_others_impossible(constrained):
+  sizes = (200, 300, 7)  # a wide level, then narrow ones
+  codes = random_codes(np.random.default_rng(0), 500, sizes)
+  tree = trie.build_trie(codes, sizes)
+  own, full = (OwnCodes(Layout(sizes), full, 2) for full in (False, True))
+  got = search(own, tree, 6, constrained=constrained)
+  want = search(full, tree, 6, constrained=constrained)
+  np.testing.assert_array_equal(got.codes, want.codes)
+  np.testing.assert_array_equal(got.item_index, want.item_index)
+  np.testing.assert_allclose(got.scores, want.scores, atol=1e-5)
+  scores = np.asarray(exact_scores(own, tree))
+  assert np.isfinite(scores).all()
+  np.testing.assert_allclose(scores, exact_scores(full, tree), atol=1e-5)
+
+
 CASES = [
   # sizes, items, beam, batch, variable, narrow_children, constrained
   ((5,), 5, 3, 2, False, 64, True),
@@ -281,8 +331,11 @@ def test_refusals():
     run(beam_width=(2, 2, 2))
   with pytest.raises(InputError, match=r"codebook sizes \(2, 3\)"):
     run(layout=Layout((2, 3)))
-  with pytest.raises(InputError, match=r"returned shape \(1, 1, 9\)"):
+  with pytest.raises(InputError, match=r"\(1, 1, 9\) at level 0.* or V = 2 f"):
     run(layout=Layout((2, 2), num_others=9))
+  ended = OwnCodes(Layout((2, 2), append_eos=True), full=False)
+  with pytest.raises(InputError, match="of the 2 codes of level 0 alone, but"):
+    run(layout=ended.layout, model=ended)
   variable = trie.build_trie(np.array([[0, -1], [1, 0]], np.int32), (2, 2))
   with pytest.raises(InputError, match="append_eos=True"):
     run(tree=variable)

@@ -12,6 +12,7 @@ from gr_jax.decoding import trie as trie_lib
 from gr_jax.evaluation import evaluator
 from gr_jax.models.config import T5Config
 from gr_jax.models.encoder_decoder import EncoderDecoder
+from gr_jax.models.rq_transformer import RQTransformer
 from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.sids.vocabulary import SidVocabulary
 from gr_jax.tasks import windows
@@ -19,20 +20,21 @@ from gr_jax.tasks import windows
 NUM_ITEMS = 10
 
 
-@pytest.fixture(scope="module")
-def decoder():
+def _decoder(of_items):
+  """A network of tokens or of items over ten items, and what it needs."""
   codes = np.array([divmod(i, 4) for i in range(NUM_ITEMS)], np.int32)
   catalog = SidCatalog(
     tuple(map(str, range(NUM_ITEMS))), codes, (3, 4), num_semantic_levels=2
   )
   vocabulary = SidVocabulary.from_catalog(catalog)
   layout = windows.WindowLayout.create(catalog, vocabulary, max_history=3)
-  model = EncoderDecoder(
-    T5Config(
-      vocab_size=vocabulary.vocab_size, emb_dim=8, num_heads=2, head_dim=4,
-      mlp_dim=8, num_encoder_layers=1, num_decoder_layers=1,
-    )
+  config = T5Config(
+    vocab_size=vocabulary.vocab_size, emb_dim=8, num_heads=2, head_dim=4,
+    mlp_dim=8, num_encoder_layers=1, num_decoder_layers=1,
   )  # fmt: skip
+  model = EncoderDecoder(config)
+  if of_items:
+    model = RQTransformer(config, vocabulary.code_ranges)
   inputs = jnp.ones((1, layout.input_length), jnp.int32)
   targets = jnp.ones((1, layout.target_length), jnp.int32)
   params = model.init(jax.random.key(0), inputs, targets)["params"]
@@ -42,6 +44,11 @@ def decoder():
   )
   trie = trie_lib.build_trie(catalog.codes, catalog.codebook_sizes)
   return model, vocabulary, trie, layout, params, data
+
+
+@pytest.fixture(scope="module")
+def decoder():
+  return _decoder(of_items=False)
 
 
 def _predict(
@@ -59,8 +66,12 @@ def _predict(
   )
 
 
-def test_full_beam_ranks_the_catalog_as_teacher_forcing_scores_it(decoder):
-  model, vocabulary, _, layout, params, data = decoder
+@pytest.mark.parametrize("of_items", [False, True])
+def test_full_beam_ranks_the_catalog_as_teacher_forcing_scores_it(
+  decoder, of_items
+):
+  decoder = _decoder(of_items) if of_items else decoder
+  model, vocabulary, tree, layout, params, data = decoder
   predictions = _predict(decoder, batch_size=4)
   index = np.arange(11, dtype=np.int32)
   inputs = windows.gather_batch(data, jnp.asarray(index), layout).inputs
@@ -75,6 +86,8 @@ def test_full_beam_ranks_the_catalog_as_teacher_forcing_scores_it(decoder):
   np.testing.assert_allclose(
     predictions.scores, np.take_along_axis(scores, order, 1), atol=1e-5
   )
+  exact = evaluator.make_exact_fn(model, vocabulary, tree)(params, inputs)
+  np.testing.assert_allclose(exact, scores, atol=1e-5)
 
 
 @pytest.mark.parametrize(("batch_size", "num_devices"), [(3, 1), (16, 8)])

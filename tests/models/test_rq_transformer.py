@@ -7,8 +7,10 @@ import pytest
 
 from gr_jax.core import checks
 from gr_jax.models import RQTransformer, T5Config, logical_axes, shift_right
+from gr_jax.training import losses
 
 LEVELS = 2
+RANGES = ((2, 4), (6, 5))  # tokens 2 to 5 are the first level's
 CONFIG = T5Config(
   vocab_size=11,
   emb_dim=8,
@@ -30,7 +32,7 @@ EVERY = jnp.array([[3, 7, 4, 8, 3, 9], [2, 10, 0, 0, 0, 0]])
 
 @pytest.fixture(scope="module")
 def model():
-  return RQTransformer(CONFIG, num_levels=LEVELS)
+  return RQTransformer(CONFIG, RANGES)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def _layer(x, layer, bias):
 
 
 def _forward(params, items, target):
-  """Logits of one user's next item, code by code, in plain NumPy.
+  """Logits of all tokens for one user's next item, in plain NumPy.
 
   Sequences of up to four, where a distance is its own bucket.
   """
@@ -84,12 +86,20 @@ def _forward(params, items, target):
   return y @ decoder["logits_dense"]["kernel"]
 
 
+def _check(logits, row, item, want):
+  """Compares an item's logits with those of all tokens, each at its level."""
+  for level, (first, count) in enumerate(RANGES):
+    np.testing.assert_allclose(
+      logits[level][row, item], want[level, first : first + count], atol=1e-5
+    )
+
+
 def test_logits_are_those_of_plain_numpy(model, params):
   logits = model.apply({"params": params}, INPUTS, shift_right(NEXT))
+  assert [own.shape for own in logits] == [(2, 1, 4), (2, 1, 5)]
   want = _forward(params, [[2, 6], [3, 7], [4, 8]], [3, 9])
-  np.testing.assert_allclose(logits[0], want, atol=1e-5)
-  want = _forward(params, [[5, 9]], [2, 10])
-  np.testing.assert_allclose(logits[1], want, atol=1e-5)
+  _check(logits, 0, 0, want)
+  _check(logits, 1, 0, _forward(params, [[5, 9]], [2, 10]))
 
 
 def test_every_item_is_judged_as_if_it_were_the_newest(model, params):
@@ -97,8 +107,7 @@ def test_every_item_is_judged_as_if_it_were_the_newest(model, params):
   items = [[2, 6], [3, 7], [4, 8]]
   for last, target in enumerate([[3, 7], [4, 8], [3, 9]]):
     want = _forward(params, items[: last + 1], target)
-    got = logits[0, LEVELS * last : LEVELS * (last + 1)]
-    np.testing.assert_allclose(got, want, atol=1e-5)
+    _check(logits, 0, last, want)
 
 
 def test_packed_users_do_not_see_each_other(model, params):
@@ -113,8 +122,41 @@ def test_packed_users_do_not_see_each_other(model, params):
     decoder_segment_ids=segments,
   )
   want = model.apply({"params": params}, INPUTS, shift_right(EVERY))
-  np.testing.assert_allclose(got[0, :6], want[0], atol=1e-5)
-  np.testing.assert_allclose(got[0, 6:], want[1, :2], atol=1e-5)
+  for packed, alone in zip(got, want, strict=True):
+    np.testing.assert_allclose(packed[0, :3], alone[0], atol=1e-5)
+    np.testing.assert_allclose(packed[0, 3:], alone[1, :1], atol=1e-5)
+
+
+def test_it_learns_as_if_other_levels_were_impossible(model, params):
+  # Every level's "codes" are all tokens: the whole head at every position. A
+  # finite impossible, as padding's target is token 0, weighted by 0.
+  full = RQTransformer(CONFIG, ((0, 11),) * LEVELS)
+  token = jnp.arange(11)
+
+  def of_all(params):
+    logits = full.apply({"params": params}, INPUTS, shift_right(EVERY))
+    masked = [
+      jnp.where((token >= a) & (token < a + k), own, -1e9)
+      for own, (a, k) in zip(logits, RANGES, strict=True)
+    ]
+    logits = jnp.stack(masked, axis=2).reshape(2, 6, 11)
+    terms = losses.token_cross_entropy(logits, EVERY)
+    return terms.loss, terms
+
+  def of_own(params):
+    logits = model.apply({"params": params}, INPUTS, shift_right(EVERY))
+    terms = losses.level_cross_entropy(logits, EVERY, code_ranges=RANGES)
+    return terms.loss, terms
+
+  grads, terms = jax.jit(jax.grad(of_own, has_aux=True))(params)
+  want_grads, want = jax.jit(jax.grad(of_all, has_aux=True))(params)
+  assert float(terms.tokens) == 8  # padded targets count for nothing
+  for got, other in ((terms, want), (grads, want_grads)):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+      got,
+      other,
+    )
 
 
 def test_decoding_gives_the_same_logits(model, params):
@@ -133,16 +175,21 @@ def test_decoding_gives_the_same_logits(model, params):
       level=level,
       method="decode_step",
     )
-    np.testing.assert_allclose(logits[:, 0], want[:, level], atol=1e-5)
+    np.testing.assert_allclose(logits, want[level], atol=1e-5)
 
 
 def test_score_is_the_sum_of_the_codes(model, params):
   variables = {"params": params}
-  got = model.apply(variables, INPUTS, NEXT, method="score")
-  logits = model.apply(variables, INPUTS, shift_right(NEXT))
-  log_probs = jax.nn.log_softmax(logits)
-  want = log_probs[0, 0, 3] + log_probs[0, 1, 9]
-  np.testing.assert_allclose(got[0], want, atol=1e-5)
+  # Padding counts for nothing; 6 is no code of the first level.
+  targets = NEXT.at[1].set(jnp.array([2, 0]))
+  got = model.apply(variables, INPUTS, targets, method="score")
+  levels = model.apply(variables, INPUTS, shift_right(targets))
+  coarse, fine = (jax.nn.log_softmax(own) for own in levels)
+  np.testing.assert_allclose(got[0], coarse[0, 0, 1] + fine[0, 0, 3], atol=1e-5)
+  np.testing.assert_allclose(got[1], coarse[1, 0, 0], atol=1e-5)
+  foreign = NEXT.at[1, 0].set(6)
+  got = model.apply(variables, INPUTS, foreign, method="score")
+  assert got[0] > got[1] == -np.inf
 
 
 def test_dropout_is_drawn_and_every_parameter_learns(model, params):
@@ -155,7 +202,7 @@ def test_dropout_is_drawn_and_every_parameter_learns(model, params):
       dropout_rate=jnp.float32(0.3),
       rngs={"dropout": key},
     )
-    return jnp.sum(jnp.sin(logits))
+    return sum(jnp.sum(jnp.sin(own)) for own in logits)
 
   step = jax.jit(jax.value_and_grad(loss))
   one, grads = step(params, jax.random.key(0))
@@ -168,10 +215,28 @@ def test_dropout_is_drawn_and_every_parameter_learns(model, params):
 
 def test_the_head_may_be_tied():
   model = RQTransformer(
-    T5Config(vocab_size=11, emb_dim=8, logits_via_embedding=True), LEVELS
+    T5Config(vocab_size=11, emb_dim=8, logits_via_embedding=True), RANGES
   )
-  params = model.init(jax.random.key(0), INPUTS, NEXT)["params"]
+  params = jax.jit(model.init)(jax.random.key(0), INPUTS, NEXT)["params"]
   assert "logits_dense" not in params["decoder"]
+  # A scaled table is the head as it stands.
+  untied = RQTransformer(T5Config(vocab_size=11, emb_dim=8), RANGES)
+  head = params["decoder"]["token_embedder"]["embedding"].T
+  copied = {**params["decoder"], "logits_dense": {"kernel": head}}
+  copied = {**params, "decoder": copied}
+  got = jax.jit(model.apply)({"params": params}, INPUTS, NEXT)
+  want = jax.jit(untied.apply)({"params": copied}, INPUTS, NEXT)
+  for own, other in zip(got, want, strict=True):
+    np.testing.assert_allclose(own, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [(-1, 3), (6, 0), (6, 6)])
+def test_codes_without_tokens_are_refused(bad):
+  model = RQTransformer(CONFIG, (RANGES[0], bad))
+  with pytest.raises(
+    checks.InputError, match=r"code_ranges\[1\]=.* not lie within .* 11 tokens"
+  ):
+    model.init(jax.random.key(0), INPUTS, NEXT)
 
 
 def test_targets_of_no_number_of_items_are_refused(model, params):

@@ -12,6 +12,7 @@ def test_layout_by_hand():
   vocabulary = SidVocabulary((3, 2), num_user_buckets=4)
   assert (vocabulary.pad_id, vocabulary.eos_id) == (0, 1)
   assert vocabulary.level_offsets == (6, 9)
+  assert vocabulary.code_ranges == ((6, 3), (9, 2))
   assert vocabulary.vocab_size == 11
   assert [vocabulary.padded_size(m) for m in (1, 8, 11, 128)] == [
     11,

@@ -42,3 +42,55 @@ def test_agrees_with_optax_in_value_and_gradient(key, smoothing):
   np.testing.assert_allclose(
     jax.grad(ours)(logits), jax.grad(theirs)(logits), atol=1e-5
   )
+
+
+def test_levels_by_hand():
+  # Two items of a level of 2 codes (tokens 3, 4) and one of 4 (tokens 5 to 8);
+  # the second item is padding.
+  logits = (jnp.zeros((1, 2, 2)), jnp.zeros((1, 2, 4)).at[0, 0, 3].set(9.0))
+  targets = jnp.array([[4, 8, 0, 0]], jnp.int32)
+  terms = losses.level_cross_entropy(
+    logits, targets, code_ranges=((3, 2), (5, 4))
+  )
+  want = np.log(2) + np.log1p(3 * np.exp(-9.0))
+  np.testing.assert_allclose(terms.loss, want, rtol=1e-6)
+  assert float(terms.tokens) == 2
+  assert float(terms.correct) == 2
+  wrong = losses.level_cross_entropy(
+    logits, targets.at[0, 1].set(6), code_ranges=((3, 2), (5, 4))
+  )
+  assert float(wrong.correct) == 1
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_levels_agree_with_optax_in_value_and_gradient(key, smoothing):
+  ranges = ((2, 3), (5, 7))
+  logit_key, target_key = jax.random.split(key)
+  logits = tuple(
+    jax.random.normal(k, (4, 2, count))
+    for k, (_, count) in zip(jax.random.split(logit_key), ranges, strict=True)
+  )
+  codes = jax.random.randint(target_key, (4, 2, 2), 0, 3)
+  targets = codes + jnp.array([2, 5])[None, None]
+  targets = targets.at[3, 1].set(0).reshape(4, 4)
+
+  def ours(x):
+    return losses.level_cross_entropy(
+      x, targets, code_ranges=ranges, label_smoothing=smoothing
+    ).loss
+
+  def theirs(x):
+    total = 0.0
+    for level, (_, count) in enumerate(ranges):
+      hot = jax.nn.one_hot(codes[..., level], count)
+      labels = optax.smooth_labels(hot, smoothing)
+      each = optax.softmax_cross_entropy(x[level], labels)
+      total += jnp.sum(each) - each[3, 1]
+    return total
+
+  np.testing.assert_allclose(ours(logits), theirs(logits), rtol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+    jax.grad(ours)(logits),
+    jax.grad(theirs)(logits),
+  )

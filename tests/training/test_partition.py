@@ -100,9 +100,9 @@ def test_every_mesh_trains_as_one_device(
 @pytest.mark.parametrize(
   "network",
   [
-    lambda config: RQTransformer(config, 2),
+    RQTransformer,
     pytest.param(
-      lambda config: SASRec(config, 2, 4), marks=pytest.mark.slow, id="sasrec"
+      lambda *args: SASRec(*args, 4), marks=pytest.mark.slow, id="sasrec"
     ),
   ],
 )
@@ -117,7 +117,7 @@ def test_networks_over_items_train_alike_on_many_devices(
     layout=dataclasses.replace(world.layout, every_item=True),
     data=windows.with_examples(world.data, examples),
   )
-  net = network(model.config)
+  net = network(model.config, world.vocabulary.code_ranges)
   want_state, want_rows = _train(sequences, net, one_device, {})
   mesh = mesh_lib.make_mesh(jax.devices()[:NUM_DEVICES], data=4, model=2)
   state, rows = _train(sequences, net, mesh, partition.RULES["fsdp_tensor"])
