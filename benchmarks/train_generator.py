@@ -3,13 +3,17 @@ r"""Times training of the generator beside Hugging Face's T5.
   export JAX_COMPILATION_CACHE_DIR=/tmp/jax_cache
   python benchmarks/train_generator.py --compile_only   # fills the cache
   python benchmarks/train_generator.py                  # all, on one GPU
-  python benchmarks/train_generator.py --rows library --batches 1024
+  python benchmarks/train_generator.py --library "full windows" --peers ""
   python benchmarks/train_generator.py --tiny           # seconds on a CPU
+  python benchmarks/train_generator.py --compile_only --batch 64 \
+    --library items,"all logits" --peers ""  # FLOPs and bytes, on a CPU
 
 4 + 4 layers, width 128, 6 heads of 64, gated MLP of 1024, dropout 0.1,
 bfloat16 with float32 parameters, AdamW. Full windows are 82 tokens in and 4
 out, none of them padding, which packing cannot shorten; mixed windows are as
-long as Amazon Beauty's. Our rows time `gr_jax.training.step` as the trainer
+long as Amazon Beauty's. "items" is `configs/beauty.py:best`'s RQ-Transformer on
+full sequences, an item's number its last code, beside the same with logits of
+all tokens at every level. Our rows time `gr_jax.training.step` as the trainer
 runs it, batches cut on the device, all replicas' examples counted. The rows
 of the library share a process, each peer has its own. Prints a line as soon
 as a row is measured; writes all so far as JSON to --output.
@@ -42,6 +46,8 @@ ROWS: dict[str, dict[str, Any]] = {
   "mixed windows": {"mixed": True, "batch": 1024},
   "mixed unpacked": {"mixed": True, "packs": False, "batch": 1024},
   "full x 3 replicas": {"replicas": 3, "batch": 1024},
+  "items": {"items": True, "batch": 1024},
+  "all logits": {"items": True, "all_logits": True, "batch": 1024},
 }
 PEERS = {
   "hf compile": ("compile", 1024),
@@ -50,6 +56,7 @@ PEERS = {
 }
 HISTORY, LEVELS, CODES, USERS, ITEMS = 20, 4, 256, 2000, 12_101
 VOCAB = 3072  # 2 + 2000 user buckets + 4 x 256, padded
+ITEM_VOCAB = 12_928  # 2 + 3 x 256 + 12,101, padded
 # Percent of Amazon Beauty's training windows that hold 1, 2, ... 20 items.
 LENGTHS = (
   17.0, 17.0, 11.6, 8.4, 6.3, 4.9, 3.9, 3.2, 2.7, 2.3,
@@ -107,14 +114,14 @@ def library_rows(args: argparse.Namespace) -> None:
     per_step = rows_of(row, args) * row.get("replicas", 1)
     compile_s = compiled[name]["compile_s"]
     found = summary(seconds, per_step, loss, compile_s, args)
-    if row.get("mixed"):
+    if row.get("mixed") or row.get("items"):
       del found["mfu"]  # it counts full windows
     print(json.dumps({name: found}), flush=True)
 
 
 def rows_of(row: dict[str, Any], args: argparse.Namespace) -> int:
   """Examples in one replica's batch."""
-  return 32 if args.tiny else row["batch"]
+  return 32 if args.tiny else args.batch or row["batch"]
 
 
 @contextlib.contextmanager
@@ -129,14 +136,18 @@ def alone(path: str) -> Iterator[None]:
 
 
 def compile_row(name: str, args: argparse.Namespace) -> Any:
-  """Compiles a row; returns its seconds, the program and its arguments."""
+  """Compiles a row; returns its cost, the program and its arguments."""
   began = time.perf_counter()
   traced, start, data, keys = make_program(
     ROWS[name], rows_of(ROWS[name], args), args
   )
   program, start = traced.compile(), start.lower().compile()
-  compiled = {name: {"compile_s": time.perf_counter() - began}}
-  return compiled, program, start, data, keys
+  found = {"compile_s": time.perf_counter() - began}
+  # Of one step: a loop's body is counted once.
+  cost, memory = program.cost_analysis(), program.memory_analysis()
+  found |= {"gflop": cost["flops"] / 1e9, "gb": cost["bytes accessed"] / 1e9}
+  found["temp_gb"] = memory.temp_size_in_bytes / 1e9
+  return {name: found}, program, start, data, keys
 
 
 def make_program(
@@ -148,7 +159,7 @@ def make_program(
   import numpy as np
 
   from gr_jax.core import mesh as mesh_lib
-  from gr_jax.models import EncoderDecoder, T5Config
+  from gr_jax.sids.vocabulary import SidVocabulary
   from gr_jax.tasks import windows
   from gr_jax.training import loaders, loop
   from gr_jax.training import optimizer as optimizer_lib
@@ -164,20 +175,26 @@ def make_program(
   if row.get("mixed"):
     shares = np.array(LENGTHS) / sum(LENGTHS)
     lengths = draw.choice(HISTORY, target.size, p=shares) + 1
-  codes = draw.integers(0, CODES, (ITEMS, LEVELS))
-  first = 2 + USERS + CODES * np.arange(LEVELS)
+  codes = draw.integers(0, CODES, (ITEMS, LEVELS)).astype(np.int32)
+  vocabulary = SidVocabulary((CODES,) * LEVELS, num_user_buckets=USERS)
+  if row.get("items"):
+    codes[:, -1] = np.arange(ITEMS)
+    vocabulary = SidVocabulary((*[CODES] * (LEVELS - 1), ITEMS))
   data = windows.TrainingData(
     items=jnp.asarray(draw.integers(0, ITEMS, num_users * per_user), jnp.int32),
-    item_tokens=jnp.asarray(codes + first, jnp.int32),
+    item_tokens=jnp.asarray(vocabulary.tokens_from_codes(codes)),
     user_tokens=jnp.asarray(2 + np.arange(num_users), jnp.int32),
     user_index=jnp.asarray(target // per_user, jnp.int32),
     history_start=jnp.asarray(target - lengths, jnp.int32),
     target_position=jnp.asarray(target, jnp.int32),
   )
   layout = windows.WindowLayout(
-    max_history=HISTORY, num_levels=LEVELS, has_user_token=True
+    max_history=HISTORY,
+    num_levels=LEVELS,
+    has_user_token=not row.get("items"),
+    every_item=bool(row.get("items")),
   )
-  model = EncoderDecoder(T5Config(**sizes(args.tiny), dtype="bfloat16"))
+  model = make_model(row, vocabulary.code_ranges, args)
   optimizer = optimizer_lib.make_optimizer(
     optimizer_lib.OptimizerConfig(), 100_000
   )
@@ -210,6 +227,25 @@ def make_program(
   return run.lower(shapes, loader.data, keys), start, loader.data, keys
 
 
+def make_model(
+  row: dict[str, Any],
+  code_ranges: tuple[tuple[int, int], ...],
+  args: argparse.Namespace,
+) -> Any:
+  """Returns a row's network."""
+  from gr_jax.models import EncoderDecoder, RQTransformer, T5Config
+
+  shape = sizes(args.tiny)
+  if not row.get("items"):
+    return EncoderDecoder(T5Config(**shape, dtype="bfloat16"))
+  shape["vocab_size"] = ITEM_VOCAB
+  if not args.tiny:
+    shape |= {"emb_dim": 256, "num_heads": 4, "num_decoder_layers": 2}
+  if row.get("all_logits"):
+    code_ranges = ((0, ITEM_VOCAB),) * LEVELS
+  return RQTransformer(T5Config(**shape, dtype="bfloat16"), code_ranges)
+
+
 def time_program(
   run: Any, start: Any, data: Any, keys: Any, args: argparse.Namespace
 ) -> tuple[list[float], float]:
@@ -233,7 +269,7 @@ def torch_row(name: str, args: argparse.Namespace) -> None:
   import transformers
 
   mode, batch_size = PEERS[name]
-  batch_size = 32 if args.tiny else batch_size
+  batch_size = 32 if args.tiny else args.batch or batch_size
   cfg = sizes(args.tiny)
   device = "cuda" if torch.cuda.is_available() else "cpu"
   torch.manual_seed(0)
@@ -327,7 +363,10 @@ def show(name: str, found: dict[str, Any]) -> str:
   if "failed" in found:
     return f"{name:20s} failed: {found['failed']}"
   if "step_ms" not in found:
-    return f"{name:20s} compiled in {found['compile_s']:.0f} s"
+    return (
+      f"{name:20s} {found['gflop']:,.0f} GFLOP, {found['gb']:.2f} GB a step, "
+      f"{found['temp_gb']:.2f} GB held, compile {found['compile_s']:.0f} s"
+    )
   mfu = f"mfu {found['mfu']:.3f}" if "mfu" in found else " " * 9
   return (
     f"{name:20s} {found['examples_per_s']:>9,.0f} ex/s "
@@ -341,6 +380,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--library", default=",".join(ROWS), help="rows, or ''")
   parser.add_argument("--peers", default="hf compile", help="rows, or ''")
+  parser.add_argument("--batch", type=int, default=0, help="0: each row's own")
   parser.add_argument("--steps", type=int, default=20, help="per dispatch")
   parser.add_argument("--repeats", type=int, default=3)
   parser.add_argument("--peak_flops", type=float, default=803e12)
