@@ -122,11 +122,10 @@ def updates(
 ) -> kmeans.KMeansState:
   """Lloyd updates, one after the other."""
   kind, fused = as_options(kind)
-  largest = jnp.max(jnp.abs(x))
   return lax.fori_loop(
     0,
     steps,
-    lambda _, state: kmeans.update(state, x, kind, fused, None, largest),
+    lambda _, state: kmeans.update(state, x, kind, fused),
     kmeans.from_codebook(centers),
   )
 

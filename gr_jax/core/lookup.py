@@ -11,18 +11,10 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Int32
+from jaxtyping import Array, Float, Int
 
-from gr_jax.core import checks
 from gr_jax.core.precision import bfloat16_parts
 
-# A sum of whole numbers: entries of 24 bits, their sign included, are cut into
-# two digits, of which so many add up to no more than 2^24.
-_DIGIT = 1 << 12
-_MOST_ADDED = 1 << 13
-_SPARE = 16  # times an equal share of the rows that an id may have at once
-_COPIES_APART = 16  # of the sums, where rows are added a part at a time
-_COUNTERS = 1 << 15  # at the least: additions to one counter wait for others
 # Largest one-hot block held at once: 128 M elements, 256 MB in bfloat16.
 _BLOCK_ELEMENTS = 1 << 27
 
@@ -158,117 +150,6 @@ def scatter_sum(
   # Negative numbers would count from the end: send them past it, to be dropped.
   ids = jnp.where(ids < 0, num_rows, ids)
   return total.at[ids].add(rows.astype(jnp.float32), mode="drop")
-
-
-def whole_number_sum(
-  ids: Int[Array, " B"],
-  rows: Float[Array, "B D"],
-  *,
-  num_rows: int,
-  largest: Float[Array, ""] | None = None,
-) -> tuple[Float[Array, "K D"], Int32[Array, " K"]]:
-  """Sums and counts rows of equal id: the same bits in any order of adding.
-
-  A GPU's scatter adds in an order of its own, so that the last bits of
-  floating-point sums differ from run to run. But it adds float32 faster than
-  whole numbers, and float32 holds whole numbers up to 2^24 exactly. Entries
-  are rounded to 24 bits below the largest magnitude of all rows (or to
-  2^-125), which is no worse than adding B of them in float32, and cut into
-  two digits of at most 2^11. Rows are spread over copies of the sums, so that
-  2^13 of them come together at most. Where one id has too many rows for that,
-  a part of the rows is added at a time.
-
-  Args:
-    ids: Where each row goes; ids outside [0, num_rows) go nowhere.
-    rows: What is summed, finite.
-    num_rows: K, static.
-    largest: The largest magnitude of all rows, where it is known; else it
-      costs another look at them.
-
-  Returns:
-    Sums, float32, of exact sums rounded twice, and counts.
-
-  Raises:
-    InputError: More than 2^28 rows.
-  """
-  count, width = rows.shape
-  if count > 1 << 28:
-    raise checks.InputError(
-      f"{count} rows are too many for one sum; add up parts of at most 2^28."
-    )
-  ids = jnp.where((ids < 0) | (ids >= num_rows), num_rows, ids)
-  # frexp: 2^exponent is above every magnitude. The shift's bounds keep powers
-  # of two normal numbers.
-  if largest is None:
-    largest = jnp.max(jnp.abs(rows))
-  _, exponent = jnp.frexp(largest.astype(jnp.float32))
-  shift = jnp.clip(23 - exponent, -125, 125)
-  one = jnp.float32(1)
-  up = functools.partial(_whole_rows, scale=jnp.ldexp(one, shift))
-  copies = -(-_SPARE * count // (_MOST_ADDED * num_rows))
-  place, counts = _spread(ids, num_rows, copies)
-
-  def at_once() -> jax.Array:
-    return _sum_digits(place, up(rows), num_rows, copies)
-
-  def by_parts() -> jax.Array:
-    size = min(count, _COPIES_APART * _MOST_ADDED)
-
-    def body(step, total):
-      start = jnp.minimum(step * size, count - size)
-      part = lax.dynamic_slice_in_dim(ids, start, size)
-      # The last part starts early: rows that were added go nowhere.
-      is_new = start + jnp.arange(size, dtype=jnp.int32) >= step * size
-      part = jnp.where(is_new, part, num_rows)
-      some = lax.dynamic_slice_in_dim(rows, start, size)
-      place, _ = _spread(part, num_rows, _COPIES_APART)
-      return total + _sum_digits(place, up(some), num_rows, _COPIES_APART)
-
-    total = jnp.zeros((3, num_rows, width), jnp.int32)
-    return lax.fori_loop(0, -(-count // size), body, total)
-
-  fits = jnp.max(counts) <= _MOST_ADDED
-  low, middle, high = lax.cond(fits, at_once, by_parts)
-  middle = middle + low // _DIGIT
-  high = high + middle // _DIGIT
-  low = (middle % _DIGIT) * _DIGIT + low % _DIGIT  # below 2^24
-  down = jnp.ldexp(one, -shift)
-  sums = high.astype(jnp.float32) * (down * _DIGIT**2) + (
-    low.astype(jnp.float32) * down
-  )
-  return sums, jnp.sum(counts.reshape(num_rows, copies), axis=1)
-
-
-def _whole_rows(rows: jax.Array, scale: jax.Array) -> jax.Array:
-  """Whole numbers of at most 2^23, in float32."""
-  return jnp.round(rows.astype(jnp.float32) * scale)
-
-
-def _spread(
-  ids: jax.Array, num_rows: int, copies: int
-) -> tuple[jax.Array, jax.Array]:
-  """Spreads rows over copies of the sums: their places, and how many each."""
-  row = jnp.arange(ids.shape[0], dtype=jnp.int32)
-  each = -(-_COUNTERS // (num_rows * copies))  # counters of a place
-  counts = jnp.zeros((num_rows * each * copies,), jnp.int32)
-  counter = ids * (each * copies) + row % (each * copies)
-  counts = counts.at[counter].add(1, mode="drop")
-  counts = jnp.sum(counts.reshape(num_rows, each, copies), axis=1)
-  return ids * copies + row % copies, counts.reshape(-1)
-
-
-def _sum_digits(
-  place: jax.Array, whole: jax.Array, num_rows: int, copies: int
-) -> jax.Array:
-  """Sums as three digits: int32 [3, K, D], not carried."""
-  high = jnp.floor(whole / _DIGIT + 0.5)
-  totals = []
-  for digit in (whole - high * _DIGIT, high):
-    total = scatter_sum(place, digit, num_rows=num_rows * copies)
-    total = total.reshape(num_rows, copies, -1).astype(jnp.int32)
-    totals.append((jnp.sum(total % _DIGIT, 1), jnp.sum(total // _DIGIT, 1)))
-  (low, middle), (more, high) = totals
-  return jnp.stack([low, middle + more, high])
 
 
 def _one_hot_matmul(ids, rows, num_rows, precision):

@@ -127,12 +127,10 @@ def _nearest_fused(
 
   codes, shift = _shifted(codebook, centered)
   if precision == "bfloat16":
-    found, score, length = nearest_kernel.best_two(
+    found, distance = nearest_kernel.best_two(
       x, codes, shift, parts=1, interpret=interpret
     )
-    return Nearest(
-      codes=found, squared_distance=jnp.maximum(length + score, 0.0)
-    )
+    return Nearest(codes=found, squared_distance=jnp.maximum(distance, 0.0))
   found = nearest_kernel.codes_as_plain(
     x,
     codes,

@@ -28,6 +28,7 @@ from gr_jax.core import pallas_gpu
 _MOST_WIDTH = {1: 384, 2: 128}  # by parts: a block of rows stays on chip
 _PIECE = 128  # columns of a block's rows in one product
 _FEWEST_CODES = 128
+_MOST_CODES = 1 << 18  # numbers of blocks must leave a score its high bits
 _AGAIN = 1 << 16  # rows computed again at a time
 
 
@@ -42,7 +43,7 @@ class Blocks(NamedTuple):
 
 def supports(num_rows: int, num_codes: int, width: int, *, parts: int) -> bool:
   """Whether the device can, with blocks enough, each of which fits on chip."""
-  enough = num_rows >= 1 << 14 and num_codes >= _FEWEST_CODES
+  enough = num_rows >= 1 << 14 and _FEWEST_CODES <= num_codes <= _MOST_CODES
   return enough and width <= _MOST_WIDTH[parts] and pallas_gpu.is_known_device()
 
 
@@ -56,7 +57,7 @@ def split(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _kernel(*refs, num_parts: int, num_rows: int, blocks: Blocks):
-  """Best code and score, squared length and second best of some rows."""
+  """Best codes of some rows, and what `best_two` says of them."""
   x_ref, shift_ref, norms_ref, *codes = refs[: 3 + num_parts]
   outputs = refs[3 + num_parts :]
   pairs = [(0, 0), (0, 1), (1, 0)][: 1 if num_parts == 1 else 3]
@@ -72,25 +73,47 @@ def _kernel(*refs, num_parts: int, num_rows: int, blocks: Blocks):
     length += jnp.sum(jnp.square(x), axis=1)
     rows.append(split(x)[:num_parts])
 
-  def body(block, carry):
-    at, best, second = carry
+  shape = (blocks.rows, blocks.codes)
+  num_blocks = codes[0].shape[0] // blocks.codes
+  low_bits = (1 << (num_blocks - 1).bit_length()) - 1
+
+  def score_of(block, start):
     those = pl.ds(block * blocks.codes, blocks.codes)
-    score = jnp.zeros(best.shape, jnp.float32) + norms_ref[those][None, :]
+    score = start + norms_ref[those][None, :]
     for columns, x in zip(pieces, rows, strict=True):
       for i, j in pairs:
         score += jnp.dot(
           x[i], codes[j][those, columns].T, preferred_element_type=jnp.float32
         )
+    return score
+
+  if num_parts == 1:
+    # Squared distances order as the integers of their bits, whose lowest hold
+    # the number of the block: one minimum finds both.
+    def packed(block, best):
+      start = jnp.broadcast_to(length[:, None], shape)
+      bits = lax.bitcast_convert_type(score_of(block, start), jnp.int32)
+      return jnp.minimum(best, (bits & ~low_bits) | block)
+
+    start = jnp.full(shape, (1 << 31) - 1, jnp.int32)
+    best = lax.fori_loop(0, num_blocks, packed, start)
+    low = jnp.min(best, axis=1)
+    place = lax.broadcasted_iota(jnp.int32, shape, 1)
+    place = jnp.where(best == low[:, None], place, blocks.codes)
+    outputs[0][mine] = (low & low_bits) * blocks.codes + jnp.min(place, axis=1)
+    outputs[1][mine] = lax.bitcast_convert_type(low & ~low_bits, jnp.float32)
+    return
+
+  def body(block, carry):
+    at, best, second = carry
+    score = score_of(block, jnp.zeros(shape, jnp.float32))
     # Each place of the block has a best of its own: no reduction in here.
     better = score < best  # ties stay with the lower code
-    if num_parts > 1:
-      second = jnp.minimum(second, jnp.maximum(best, score))
+    second = jnp.minimum(second, jnp.maximum(best, score))
     return jnp.where(better, block, at), jnp.minimum(best, score), second
 
-  shape = (blocks.rows, blocks.codes)
   far = jnp.full(shape, jnp.inf, jnp.float32)
-  start = (jnp.zeros(shape, jnp.int32), far, far if num_parts > 1 else None)
-  num_blocks = codes[0].shape[0] // blocks.codes
+  start = (jnp.zeros(shape, jnp.int32), far, far)
   at, best, second = lax.fori_loop(0, num_blocks, body, start)
   code = at * blocks.codes + lax.broadcasted_iota(jnp.int32, shape, 1)
   low = jnp.min(best, axis=1)
@@ -99,9 +122,8 @@ def _kernel(*refs, num_parts: int, num_rows: int, blocks: Blocks):
   outputs[0][mine] = found
   outputs[1][mine] = low
   outputs[2][mine] = length
-  if num_parts > 1:
-    others = jnp.where(code == found[:, None], second, best)
-    outputs[3][mine] = jnp.min(others, axis=1)
+  others = jnp.where(code == found[:, None], second, best)
+  outputs[3][mine] = jnp.min(others, axis=1)
 
 
 def best_two(
@@ -124,11 +146,13 @@ def best_two(
     interpret: Runs in plain JAX, for tests without a GPU.
 
   Returns:
-    Code [N], its score |c|^2 - 2 x.c [N], squared length [N], all of shifted
-    rows, and with two parts the second best score [N].
+    With one part the code [N] and the squared distance [N], cut off to the
+    bits that the block number leaves. With two parts the code [N], its score
+    |c|^2 - 2 x.c [N], squared length [N] and second best score [N], all of
+    shifted rows.
   """
   num_rows, width = x.shape
-  blocks = _suited(width) if blocks is None else blocks
+  blocks = _suited(width, parts) if blocks is None else blocks
   padded = max(16, pl.next_power_of_2(width))
   if width > _PIECE:
     padded = width + -width % _PIECE
@@ -139,30 +163,27 @@ def best_two(
   codes = split(jnp.pad(-2.0 * codebook, (extra, columns)))[:parts]
   if padded > width:
     x, shift = jnp.pad(x, ((0, 0), columns)), jnp.pad(shift, columns)
-  whole = [
-    pl.BlockSpec(a.shape, lambda i, n=a.ndim: (0,) * n)
-    for a in (x, shift, norms, *codes)
-  ]
-  numbers = [jnp.int32, *[jnp.float32] * (1 + parts)]
+  numbers = [jnp.int32, *[jnp.float32] * (1 if parts == 1 else 3)]
+  results = [jax.ShapeDtypeStruct((num_rows,), n) for n in numbers]
   return pl.pallas_call(
     functools.partial(
       _kernel, num_parts=parts, num_rows=num_rows, blocks=blocks
     ),
     grid=(-(-num_rows // blocks.rows),),
-    in_specs=whole,
-    out_specs=[pl.BlockSpec((num_rows,), lambda i: (0,)) for _ in numbers],
-    out_shape=[jax.ShapeDtypeStruct((num_rows,), n) for n in numbers],
+    in_specs=[pallas_gpu.whole(a) for a in (x, shift, norms, *codes)],
+    out_specs=[pallas_gpu.whole(a) for a in results],
+    out_shape=results,
     **pallas_gpu.options(
       blocks.num_warps, blocks.num_stages, interpret=interpret
     ),
   )(x, shift, norms, *codes)
 
 
-def _suited(width: int) -> Blocks:
+def _suited(width: int, parts: int) -> Blocks:
   """Returns blocks for a width; measured in docs/balanced_kmeans.md."""
-  if width <= _PIECE:
-    return Blocks(rows=64, num_warps=4)
-  return Blocks(num_stages=2)
+  if width > _PIECE:
+    return Blocks(num_stages=2)
+  return Blocks(rows=128 if parts == 1 else 64, num_warps=4)
 
 
 def codes_as_plain(

@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 import jax
+from jax.experimental import pallas as pl
 
 
 def is_known_device() -> bool:
@@ -40,3 +41,22 @@ def options(
 
   params = triton.CompilerParams(num_warps=num_warps, num_stages=num_stages)
   return {"compiler_params": params}
+
+
+def whole(x: Any) -> pl.BlockSpec:
+  """All of an array for every program."""
+  return pl.BlockSpec(x.shape, lambda *_: (0,) * len(x.shape))
+
+
+def load(ref: Any, *, mask: jax.Array, other: int) -> jax.Array:
+  """Reads places of an array; `other` where the mask is False."""
+  from jax.experimental.pallas import triton
+
+  return triton.load(ref, mask=mask, other=other)
+
+
+def store(ref: Any, value: jax.Array, *, mask: jax.Array) -> None:
+  """Writes places of an array where the mask is True."""
+  from jax.experimental.pallas import triton
+
+  triton.store(ref, value, mask=mask)

@@ -1,6 +1,8 @@
 """One codebook by k-means: k-means++ seeds, Lloyd updates, a fit driver.
 
-Everything is chunked over rows: no [N, K] array of distances exists.
+Everything is chunked over rows: no [N, K] array of distances exists. Rows may
+be stored in bfloat16, which halves what an iteration reads; codebooks are
+float32.
 """
 
 import functools
@@ -12,7 +14,14 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
-from gr_jax.core import checks, lookup, nearest, row_split
+from gr_jax.core import (
+  checks,
+  lookup,
+  nearest,
+  pallas_gpu,
+  row_split,
+  sorted_sum,
+)
 from gr_jax.core.row_split import RowSplit
 
 # Seeds are drawn from at most this many rows per code, chosen at random.
@@ -110,7 +119,7 @@ def _plus_plus(x: jax.Array, num_codes: int, key: jax.Array) -> jax.Array:
 def _draw_seeds(
   x: jax.Array, num_codes: int, first_key: jax.Array, rest_key: jax.Array
 ) -> jax.Array:
-  num_rows = x.shape[0]
+  num_rows, x = x.shape[0], x.astype(jnp.float32)
   norms = jnp.sum(jnp.square(x), axis=-1)  # [N]
 
   def distance_to(row: jax.Array) -> jax.Array:
@@ -132,7 +141,7 @@ def _draw_seeds(
   first = jax.random.randint(first_key, (), 0, num_rows)
   shares = jax.random.uniform(rest_key, (num_codes - 1,))
   _, rest = lax.scan(body, distance_to(first), shares)
-  return x[jnp.concatenate([first[None], rest])].astype(jnp.float32)
+  return x[jnp.concatenate([first[None], rest])]
 
 
 def sample_rows(
@@ -190,19 +199,20 @@ def sum_and_count(
   codes: Int32[Array, " N"],
   x: Float[Array, "N D"],
   num_codes: int,
-  largest: Float[Array, ""] | None = None,
+  *,
+  all_inside: bool = False,
 ) -> tuple[Float[Array, "K D"], Float[Array, " K"]]:
-  """Sums and counts the rows of every code, the same bits in every run.
+  """Sums and counts the rows of every code.
 
-  On NVIDIA GPUs by scatters of whole numbers, on CPUs by a scatter-add.
-  Elsewhere few codes would serialize that: up to 1,024 are summed by a one-hot
-  matmul.
+  On NVIDIA GPUs in the order of a sort, the same bits in every run, on CPUs
+  by a scatter-add. Elsewhere few codes would serialize that: up to 1,024 are
+  summed by a one-hot matmul.
 
   Args:
     codes: Code of every row; any outside [0, K) goes nowhere.
     x: Rows.
     num_codes: K, static.
-    largest: As for `lookup.whole_number_sum`.
+    all_inside: No code is outside, static; see `core.sorted_sum`.
 
   Returns:
     float32 sums, and counts as float32, exact below 2^24.
@@ -214,9 +224,9 @@ def sum_and_count(
     counts = jnp.zeros(num_codes, jnp.int32).at[place].add(1, mode="drop")
     return sums, counts.astype(jnp.float32)
 
-  def in_any_order(codes, x):
-    sums, counts = lookup.whole_number_sum(
-      codes, x, num_rows=num_codes, largest=largest
+  def in_order(codes, x):
+    sums, counts = sorted_sum.sum_and_count(
+      codes, x, num_rows=num_codes, all_inside=all_inside
     )
     return sums, counts.astype(jnp.float32)
 
@@ -231,13 +241,9 @@ def sum_and_count(
     )
     return sums[:, :-1], sums[:, -1]
 
-  return lax.platform_dependent(
-    codes,
-    x,
-    cpu=apart,
-    cuda=in_any_order,
-    default=together if num_codes <= _FEW_CODES else apart,
-  )
+  default = together if num_codes <= _FEW_CODES else apart
+  cuda = in_order if pallas_gpu.is_known_device() else default
+  return lax.platform_dependent(codes, x, cpu=apart, cuda=cuda, default=default)
 
 
 def measure(
@@ -247,7 +253,6 @@ def measure(
   *,
   precision: str = "float32",
   fused: bool = True,
-  largest: Float[Array, ""] | None = None,
 ) -> Assigned:
   """Assigns every row to its nearest code and sums up; see `Assigned`."""
   num_codes = codebook.shape[0]
@@ -256,7 +261,7 @@ def measure(
   if split is not None:
     codes = jnp.where(split.is_row(), codes, num_codes)  # goes nowhere
     distance = jnp.where(split.is_row(), distance, 0.0)
-  sums, counts = sum_and_count(codes, x, num_codes, largest)
+  sums, counts = sum_and_count(codes, x, num_codes, all_inside=split is None)
   sums, counts, inertia = row_split.total(
     split, (sums, counts, jnp.sum(distance))
   )
@@ -269,17 +274,9 @@ def _assign_and_move(
   precision: str,
   fused: bool,
   split: RowSplit | None = None,
-  largest: jax.Array | None = None,
 ) -> tuple[KMeansState, jax.Array]:
   """One Lloyd update, and every row's squared distance before it."""
-  found = measure(
-    state.codebook,
-    x,
-    split,
-    precision=precision,
-    fused=fused,
-    largest=largest,
-  )
+  found = measure(state.codebook, x, split, precision=precision, fused=fused)
   counts, sums = found.counts, found.sums
   means = sums / jnp.maximum(counts, 1.0)[:, None]
   moved = KMeansState(
@@ -299,7 +296,6 @@ def update(
   precision: str = "float32",
   fused: bool = True,
   split: RowSplit | None = None,
-  largest: Float[Array, ""] | None = None,
 ) -> KMeansState:
   """Assigns every row, then moves each code to the mean of its rows.
 
@@ -309,9 +305,8 @@ def update(
     precision: Of the distances; see `core.precision`.
     fused: As for `nearest.nearest`.
     split: Given inside `RowSplit.run`, where `x` is one device's part.
-    largest: As for `lookup.whole_number_sum`.
   """
-  return _assign_and_move(state, x, precision, fused, split, largest)[0]
+  return _assign_and_move(state, x, precision, fused, split)[0]
 
 
 def _reseed_empty(
@@ -335,7 +330,9 @@ def _reseed_empty(
     far, index = lax.top_k(row_split.gather(split, far), num_codes)  # [K]
     turn = jnp.cumsum(empty) - 1  # [K]
     taken = empty & (far[turn] > 0)
-    codebook = jnp.where(taken[:, None], rows[index][turn], state.codebook)
+    codebook = jnp.where(
+      taken[:, None], rows[index][turn].astype(jnp.float32), state.codebook
+    )
     return codebook, jnp.sum(taken).astype(jnp.int32)
 
   codebook, count = lax.cond(
@@ -405,9 +402,7 @@ def _lloyd(
   def body(carry):
     fit, _, _ = carry
     last = fit.state.inertia
-    moved, distance = _assign_and_move(
-      fit.state, x, precision, fused, split, largest
-    )
+    moved, distance = _assign_and_move(fit.state, x, precision, fused, split)
     moved, reseeded = _reseed_empty(moved, x, distance, split)
     fit = KMeansFit(
       state=moved,
@@ -418,7 +413,6 @@ def _lloyd(
     )
     return fit, last, reseeded
 
-  largest = jnp.max(jnp.abs(x))  # once, for all sums
   state = state.replace(inertia=jnp.float32(jnp.inf))
   start = KMeansFit(
     state=state,

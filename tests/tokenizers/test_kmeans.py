@@ -119,6 +119,25 @@ def test_sums_and_counts_by_both_forms():
   np.testing.assert_array_equal(sums[2], [0 + 4 + 6, 1 + 5 + 7])
 
 
+def test_rows_may_be_stored_in_bfloat16(key):
+  draw = np.random.default_rng(0)
+  rows = jnp.asarray(draw.normal(size=(300, 6)), jnp.bfloat16)
+  same = rows.astype(jnp.float32)
+  # Three codes of one place: empty clusters are seeded from rows, too.
+  for codebook in (None, same[jnp.array([0, 1, 2, 2, 2])]):
+    fits = [
+      kmeans.fit(
+        x,
+        num_codes=5,
+        key=jax.random.clone(key),
+        max_iters=4,
+        codebook=codebook,
+      )
+      for x in (rows, same)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *fits)
+
+
 def test_one_trace_serves_every_level(key):
   kmeans.lloyd.clear_cache()
   for seed in range(3):
