@@ -6,8 +6,8 @@ import os
 import pathlib
 
 _FLAGS = ["--xla_force_host_platform_device_count=8"]
-# `make test` compiles fast rather than well: a worker has one core, and the
-# older emitters take a third of the time. jaxlib 0.11 no longer has them.
+# `make test` compiles fast rather than well: a worker has one core, and XLA's
+# older emitters take half the time or less. jaxlib 0.11 no longer has them.
 if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS"):
   _FLAGS += ["--xla_cpu_parallel_codegen_split_count=1"]
   if importlib.metadata.version("jaxlib").startswith("0.10."):
