@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 import scipy.sparse
-from jaxtyping import Bool, Float, Int, Int32
+from jaxtyping import Bool, Float, Int
 
 from gr_jax.core import checks, progress
 from gr_jax.core.checks import InputError
@@ -25,6 +25,9 @@ from gr_jax.data.splits import Examples, Split
 from gr_jax.embeddings.normalization import unit_rows
 from gr_jax.evaluation import scorers
 from gr_jax.evaluation.scorers import Histories, Scorer
+
+# Rows of examples, and all items' scores in each of the two forms.
+Visitor = Callable[[np.ndarray, Sequence[np.ndarray]], None]
 
 _CHUNK_ELEMENTS = 1 << 20  # scores a thread holds at once: 8 MiB of float64
 
@@ -233,99 +236,120 @@ def target_ranks(
     candidates: Items that may be returned; None for all.
     description: What the progress bar says.
   """
-  left_out = slice(0)
   if candidates is not None:
     left_out = np.flatnonzero(~candidates[scorer.by_popularity])
   places = scorer.place[targets]
   both = np.empty((2, targets.size), np.int64)
 
-  def rank(rows: np.ndarray, forms: tuple[np.ndarray, np.ndarray]) -> None:
+  def rank(rows: np.ndarray, forms: Sequence[np.ndarray]) -> None:
     for form, scores in enumerate(forms):
-      scores[:, left_out] = -np.inf
-      both[form, rows] = scorers.ranks_of(scores, places[rows])
+      kept = scores
+      if candidates is not None:
+        kept = scores.copy()
+        kept[:, left_out] = -np.inf
+      both[form, rows] = scorers.ranks_of(kept, places[rows])
 
-  _in_chunks(scorer, histories, rank, description)
+  visit(scorer, histories, [rank], description=description)
   return TargetRanks(nothing_removed=both[0], history_removed=both[1])
 
 
-def fused_ranks(
-  histories: Histories,
-  targets: Int[np.ndarray, "M"],
-  lists: Sequence[tuple[Int[np.ndarray, "M W"], Int[np.ndarray, "M W"]]],
-  scorer: Scorer,
-  *,
-  rank_offset: float = Fusion.rank_offset,
-  description: str = "fusing",
-) -> list[TargetRanks]:
+class FusedRanks:
   """Ranks every target by a model's list fused with the counters' fusion.
 
   An item at place r of the list gains 1 / (rank_offset + r) on what `Fusion`
   gives it, as if the model were its fourth ranking; items that are not listed
-  gain nothing. No weight is tuned.
+  gain nothing. No weight is tuned. A visitor of `visit`.
+  """
+
+  def __init__(
+    self,
+    scorer: Scorer,
+    targets: Int[np.ndarray, "M"],
+    lists: Sequence[tuple[Int[np.ndarray, "M W"], Int[np.ndarray, "M W"]]],
+    *,
+    rank_offset: float = Fusion.rank_offset,
+  ):
+    """Makes room for the ranks.
+
+    Args:
+      scorer: A fitted `Fusion`.
+      targets: The items that came next.
+      lists: For each model, its items with nothing and with the history
+        removed, best first, -1 for none. Items the scorer lacks are passed
+        over.
+      rank_offset: As `Fusion`'s.
+    """
+    self._place = scorer.place
+    self._places = self._place[targets]
+    self._lists = lists
+    self._rank_offset = rank_offset
+    self._ranks = np.empty((len(lists), 2, targets.size), np.int64)
+
+  def __call__(self, rows: np.ndarray, forms: Sequence[np.ndarray]) -> None:
+    """Ranks the targets of some examples."""
+    for form, scores in enumerate(forms):
+      for model, each in enumerate(self._lists):
+        listed = each[form][rows]
+        row, column = np.nonzero((listed >= 0) & (listed < self._place.size))
+        fused = scores.copy()
+        gain = 1.0 / (self._rank_offset + column)
+        fused[row, self._place[listed[row, column]]] += gain
+        ranks = scorers.ranks_of(fused, self._places[rows])
+        self._ranks[model, form, rows] = ranks
+
+  def results(self) -> list[TargetRanks]:
+    """Returns the ranks of each model."""
+    return [TargetRanks(*both) for both in self._ranks]
+
+
+class TopLists:
+  """Every example's best items, -1 where none is left; for `visit`.
+
+  Attributes:
+    nothing_removed: int32 [M, k].
+    history_removed: int32 [M, k].
+  """
+
+  def __init__(self, scorer: Scorer, num_examples: int, num_returned: int):
+    """Makes room for lists of at most `num_returned` items."""
+    self._scorer = scorer
+    shape = (num_examples, min(num_returned, scorer.num_items))
+    self.nothing_removed = np.empty(shape, np.int32)
+    self.history_removed = np.empty(shape, np.int32)
+
+  def __call__(self, rows: np.ndarray, forms: Sequence[np.ndarray]) -> None:
+    """Lists the items of some examples."""
+    both = self.nothing_removed, self.history_removed
+    for lists, scores in zip(both, forms, strict=True):
+      lists[rows] = self._scorer.best_items(scores, lists.shape[1])
+
+
+def visit(
+  scorer: Scorer,
+  histories: Histories,
+  visitors: Sequence[Visitor],
+  *,
+  description: str = "ranking",
+) -> None:
+  """Scores all items for every example once, chunks of examples in threads.
 
   Args:
+    scorer: A fitted baseline.
     histories: Of the examples.
-    targets: The items that came next.
-    lists: For each model, its items with nothing and with the history
-      removed, best first, -1 for none. Items the scorer lacks are passed over.
-    scorer: A fitted `Fusion`.
-    rank_offset: As `Fusion`'s.
+    visitors: Called with the rows of some examples and their scores with
+      nothing and with the history removed, in the scorer's own numbering of
+      items; none may change them.
     description: What the progress bar says.
   """
-  place = scorer.place
-  places = place[targets]
-  ranks = np.empty((len(lists), 2, targets.size), np.int64)
-
-  def rank(rows: np.ndarray, forms: tuple[np.ndarray, np.ndarray]) -> None:
-    for form, scores in enumerate(forms):
-      for model, each in enumerate(lists):
-        listed = each[form][rows]
-        row, column = np.nonzero((listed >= 0) & (listed < place.size))
-        fused = scores.copy()
-        fused[row, place[listed[row, column]]] += 1.0 / (rank_offset + column)
-        ranks[model, form, rows] = scorers.ranks_of(fused, places[rows])
-
-  _in_chunks(scorer, histories, rank, description)
-  return [TargetRanks(*both) for both in ranks]
-
-
-def top_lists(
-  scorer: Scorer,
-  histories: Histories,
-  num_returned: int,
-  *,
-  description: str = "listing",
-) -> tuple[Int32[np.ndarray, "M k"], Int32[np.ndarray, "M k"]]:
-  """Returns every example's best items, chunks of examples in threads.
-
-  Returns:
-    With nothing and with the history removed; -1 where none is left.
-  """
-  length = min(num_returned, scorer.num_items)
-  both = np.empty((2, histories.num_users, length), np.int32)
-
-  def rank(rows: np.ndarray, forms: tuple[np.ndarray, np.ndarray]) -> None:
-    for form, scores in enumerate(forms):
-      both[form, rows] = scorer.best_items(scores, length)
-
-  _in_chunks(scorer, histories, rank, description)
-  return both[0], both[1]
-
-
-def _in_chunks(
-  scorer: Scorer,
-  histories: Histories,
-  rank: Callable[[np.ndarray, tuple[np.ndarray, np.ndarray]], None],
-  description: str,
-) -> None:
-  """Calls `rank` with rows of examples and their scores, in threads."""
   histories = histories.renumber(scorer.place)
   # Neighbors in this order share last items, hence rows of the text scorer.
   order = np.argsort(histories.last, kind="stable")
   size = max(1, _CHUNK_ELEMENTS // scorer.num_items)
 
   def work(rows: np.ndarray) -> int:
-    rank(rows, scorer.ranking.both(histories.take(rows)))
+    forms = scorer.ranking.both(histories.take(rows))
+    for visitor in visitors:
+      visitor(rows, forms)
     return rows.size
 
   chunks = [order[i : i + size] for i in range(0, order.size, size)]

@@ -30,6 +30,9 @@ FEATURES = (
   "transitions_before",  # the same of the item before the newest
   "text_before",
 )
+# Weights are fitted on the first places of lists: likelihood counts a target
+# at place 300 like one at place 3, while the first ten are what is looked at.
+FITTED_PLACES = 50
 _CHUNK_ELEMENTS = 1 << 22  # entries of text vectors that a thread holds
 _RIDGE = 1e-3  # on weights of features of unit variance
 
@@ -133,8 +136,9 @@ def joined(
 ) -> tuple[Int[np.ndarray, "U n"], Float[np.ndarray, "U n F"]]:
   """Appends other items to lists, unless they stand in them.
 
-  The generator thinks less of them than of what it returned, how much less is
-  not known: they get the lowest log-likelihood of the list.
+  The generator thinks less of them than of what it returned: they get the
+  lowest log-likelihood of the list, as their exact ones measured worse
+  (docs/experiments.md).
 
   Args:
     items: The generator's lists, -1 for no item.

@@ -19,7 +19,7 @@ from gr_jax.evaluation import (
   shared_ids,
 )
 from gr_jax.evaluation.evaluator import Predictions
-from gr_jax.evaluation.scorers import Histories, Scorer
+from gr_jax.evaluation.scorers import Histories
 from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.stages import live_catalog, prediction, prepare
 from gr_jax.stages import reranking as reranking_stage
@@ -90,37 +90,89 @@ def generator_metrics(
   return results
 
 
-def fused_metrics(
+def counted_rows(
   config: RunConfig,
+  workdir: Workdir,
   stored: prepare.StoredDataset,
+  live: live_catalog.LiveCatalog,
   examples: splits.Examples,
-  counters: Scorer,
-  lists: Sequence[Mapping[str, Int[np.ndarray, "U W"]]],
+  text: Float32[np.ndarray, "N D"],
+  predictions: Sequence[Mapping[str, Predictions]],
   populations: Mapping[str, Bool[np.ndarray, "U"]],
-) -> list[dict[str, dict[str, dict[str, float]]]]:
-  """Returns the metrics of each replica's lists fused with the counters.
+  *,
+  fused: bool,
+) -> report.Rows:
+  """Returns the rows of what the lists and the counters say together.
+
+  The counters' fusion as a fourth ranking, and with `decoding.rerank` all
+  that is reranked: the lists, the fusion's own, both.
 
   Args:
     config: The run's settings.
+    workdir: Where it lies.
     stored: The data set.
+    live: The semantic IDs.
     examples: The test examples.
-    counters: The fitted fusion.
-    lists: For each replica, the items listed in each of the report's forms.
+    text: Vectors of the items' texts.
+    predictions: For each replica, the lists of each of the report's forms.
     populations: Which users to average over, by name.
+    fused: Whether the lists fused with the counters are a row.
   """
-  ranked = baselines.fused_ranks(
-    Histories.create(stored.interactions, examples),
-    evaluator.targets(stored.interactions, examples),
-    [tuple(forms[form] for form in report.FORMS) for forms in lists],
-    counters,
-  )
-  return [
+  denied = prediction.denied_items(stored.interactions, examples)
+  lists = [
     {
-      form: _averages(config, getattr(ranks, form), populations)
-      for form in report.FORMS
+      form: prediction.drawn_items(
+        live.sids,
+        each.item_index,
+        denied[form],
+        recommendable=live.recommendable,
+        seed=config.seed + replica,
+      )
+      for form, each in forms.items()
     }
-    for ranks in ranked
+    for replica, forms in enumerate(predictions)
   ]
+  counters = baselines.Fusion().fit(
+    stored.interactions,
+    splits.leave_one_out(stored.interactions),
+    num_items=stored.catalog.num_items,
+    vectors=text,
+  )
+  histories = Histories.create(stored.interactions, examples)
+  targets = evaluator.targets(stored.interactions, examples)
+  fusing = baselines.FusedRanks(
+    counters,
+    targets,
+    [tuple(forms[form] for form in report.FORMS) for forms in lists],
+  )
+  listing = baselines.TopLists(
+    counters, examples.num_examples, config.decoding.beam_width
+  )
+  visitors = [fusing] * fused + [listing] * config.decoding.rerank
+  baselines.visit(counters, histories, visitors, description="fusing")
+  rows = {}
+  if config.decoding.rerank:
+    rows = reranked_rows(
+      config,
+      workdir,
+      stored,
+      live,
+      examples,
+      lists,
+      predictions,
+      {form: getattr(listing, form) for form in report.FORMS},
+      populations,
+    )
+  if fused:
+    each = [
+      {
+        form: _averages(config, getattr(ranks, form), populations)
+        for form in report.FORMS
+      }
+      for ranks in fusing.results()
+    ]
+    rows |= report.over_replicas(report.FUSED, each)
+  return rows
 
 
 def reranked_rows(
@@ -129,9 +181,9 @@ def reranked_rows(
   stored: prepare.StoredDataset,
   live: live_catalog.LiveCatalog,
   examples: splits.Examples,
-  counters: Scorer,
   lists: Sequence[Mapping[str, Int[np.ndarray, "U W"]]],
   predictions: Sequence[Mapping[str, Predictions]],
+  counted: Mapping[str, Int[np.ndarray, "U W"]],
   populations: Mapping[str, Bool[np.ndarray, "U"]],
 ) -> report.Rows:
   """Returns the rows of all that is reranked: lists, the counters', both.
@@ -142,15 +194,14 @@ def reranked_rows(
     stored: The data set.
     live: The semantic IDs.
     examples: The test examples.
-    counters: The fitted fusion.
     lists: For each replica, the items listed in each of the report's forms.
     predictions: Where they and their scores come from.
+    counted: The items that the counters' fusion lists, likewise.
     populations: Which users to average over, by name.
   """
   reranker = reranking_stage.load(config, workdir, stored, live)
   histories = Histories.create(stored.interactions, examples)
   targets = evaluator.targets(stored.interactions, examples)
-  counted = baselines.top_lists(counters, histories, config.decoding.beam_width)
 
   def averages(features, items, weights):
     items, _ = reranking.rerank(features, items, weights)
@@ -159,7 +210,7 @@ def reranked_rows(
 
   alone = {}
   own, joint = [{} for _ in lists], [{} for _ in lists]
-  for form, others in zip(report.FORMS, counted, strict=True):
+  for form, others in counted.items():
     other_features = reranker.evidence.features(
       histories, others, np.zeros(others.shape)
     )
@@ -272,41 +323,16 @@ def measure(
   width = config.decoding.beam_width
   text = text_vectors(config.embedding, table)
   if fused or config.decoding.rerank:
-    counters = baselines.Fusion().fit(
-      stored.interactions,
-      split,
-      num_items=stored.catalog.num_items,
-      vectors=text,
-    )
-    lists = [
-      {
-        form: prediction.drawn_items(
-          live.sids,
-          each.item_index,
-          denied[form],
-          recommendable=live.recommendable,
-          seed=config.seed + replica,
-        )
-        for form, each in forms.items()
-      }
-      for replica, forms in enumerate(predictions)
-    ]
-  if config.decoding.rerank:
-    rows |= reranked_rows(
+    rows |= counted_rows(
       config,
       workdir,
       stored,
       live,
       examples,
-      counters,
-      lists,
+      text,
       predictions,
       populations,
-    )
-  if fused:
-    rows |= report.over_replicas(
-      report.FUSED,
-      fused_metrics(config, stored, examples, counters, lists, populations),
+      fused=fused,
     )
   ranked = baseline_ranks(workdir, stored, embeddings, text, split)
   for name, ranks in ranked.items():

@@ -107,13 +107,19 @@ def _fit(config, workdir, saved, stored, split, evidence, counters):
   examples = generator_stage.validation_examples(config, split)
   histories = Histories.create(stored.interactions, examples)
   targets = evaluator.targets(stored.interactions, examples)
-  counted, _ = baselines.top_lists(
-    counters, histories, config.decoding.beam_width
-  )
+  width = config.decoding.beam_width  # of every generator's list
+  listing = baselines.TopLists(counters, examples.num_examples, width)
+  baselines.visit(counters, histories, [listing], description="listing")
+  counted = listing.nothing_removed
   counted_features = evidence.features(
     histories, counted, np.zeros(counted.shape)
   )
-  alone = reranking.fit_weights(counted_features, counted, targets)
+
+  def fit(features, items):
+    # Joined lists are two: places of the second begin after `width`.
+    first = np.arange(items.shape[1]) % width < reranking.FITTED_PLACES
+    return reranking.fit_weights(features[:, first], items[:, first], targets)
+
   # The catalog as it was trained: nothing appended since has been chosen yet.
   _, catalog = semantic_ids.load_sids(workdir)
   trie = generator_stage.make_generator(config, catalog).trie
@@ -129,9 +135,13 @@ def _fit(config, workdir, saved, stored, split, evidence, counters):
       catalog, found.item_index, seed=config.seed + replica
     )
     features = evidence.features(histories, items, found.scores)
-    own.append(reranking.fit_weights(features, items, targets))
+    own.append(fit(features, items))
     both, features = reranking.joined(
       items, features, counted, counted_features
     )
-    joint.append(reranking.fit_weights(features, both, targets))
-  return {"own": np.stack(own), "alone": alone, "joint": np.stack(joint)}
+    joint.append(fit(features, both))
+  return {
+    "own": np.stack(own),
+    "alone": fit(counted_features, counted),
+    "joint": np.stack(joint),
+  }

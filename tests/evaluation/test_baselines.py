@@ -273,7 +273,9 @@ def test_a_list_is_fused_as_a_fourth_ranking():
     both[1][:, 5:] = -1  # places without an item
     both[0][:, 6] = num_items + 3  # an item that came later
     lists.append(tuple(both))
-  found = baselines.fused_ranks(histories, targets, lists, scorer)
+  fusing = baselines.FusedRanks(scorer, targets, lists)
+  baselines.visit(scorer, histories, [fusing])
+  found = fusing.results()
   place = scorer.place
   for model, ranks in zip(lists, found, strict=True):
     for form, name in enumerate(("nothing_removed", "history_removed")):
@@ -470,23 +472,27 @@ def test_real_data_gives_the_reference_values(real_data_dir, name):
       assert round(got["ndcg@10"], 4) == ndcg
 
 
-@pytest.mark.parametrize("remove_history", [False, True])
-def test_the_best_items_are_those_that_rank_first(remove_history):
+def test_the_best_items_are_those_that_rank_first():
   interactions, vectors = _random(7)
   split = splits.leave_one_out(interactions)
   scorer = baselines.Fusion().fit(
     interactions, split, num_items=30, vectors=vectors
   )
   histories = scorers.Histories.create(interactions, split.test)
-  lists = baselines.top_lists(scorer, histories, 8)[remove_history]
-  scores = scorer.score(histories, remove_history=remove_history)
-  for user, listed in enumerate(lists):
-    # Sorted plainly: by score, then popularity.
-    order = sorted(range(30), key=lambda i: (-scores[user, i], scorer.place[i]))
-    want = [i if np.isfinite(scores[user, i]) else -1 for i in order[:8]]
-    assert listed.tolist() == want
-  everything = baselines.top_lists(scorer, histories, 99)[remove_history]
-  assert everything.shape == (40, 30)
+  short, long = (baselines.TopLists(scorer, 40, k) for k in (8, 99))
+  # Visitors of one pass do not see each other.
+  fusing = baselines.FusedRanks(scorer, np.arange(40) % 30, [])
+  baselines.visit(scorer, histories, [short, fusing, long])
+  for form in ("nothing_removed", "history_removed"):
+    scores = scorer.score(histories, remove_history=form == "history_removed")
+    for user, listed in enumerate(getattr(short, form)):
+      # Sorted plainly: by score, then popularity.
+      order = sorted(
+        range(30), key=lambda i: (-scores[user, i], scorer.place[i])
+      )
+      want = [i if np.isfinite(scores[user, i]) else -1 for i in order]
+      assert listed.tolist() == want[:8]
+      assert getattr(long, form)[user].tolist() == want
 
 
 def test_ties_at_the_end_of_a_list_go_to_the_popular():
