@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from gr_jax.core import lookup
 from gr_jax.models import config as config_lib
 from gr_jax.models import dropout as dropout_lib
-from gr_jax.models import layers
+from gr_jax.models import layers, softmax_kernel
 
 # Finite on purpose: a row of padding, which no result depends on, stays a
 # number instead of becoming NaN and spoiling gradients. T5X's value.
@@ -196,16 +196,8 @@ class Attention(nn.Module):
     logits = jnp.einsum("bge,bse->bgs", x.reshape(batch, rows, width), memory)
     logits = logits.reshape(batch, num_queries, cfg.num_heads, -1)
     if bias is not None:
-      bias = jnp.transpose(bias, (1, 0, 2))[None]  # [1, Q, A, S]
-    if mask is not None:
-      mask = jnp.asarray(mask)[:, :, None, :]  # [B, Q, 1, S]
-    weights = masked_softmax(logits, bias, mask)  # [B, Q, A, S]
-    if dropout is not None:
-      shape = weights.shape
-      if dropout.shared:
-        shape = (batch, 1, *shape[2:])
-      scale = dropout.scale(0, shape, weights.dtype)
-      weights = weights * jnp.broadcast_to(scale, weights.shape)
+      bias = jnp.transpose(bias, (1, 0, 2))  # [Q, A, S]
+    weights = _dropped_weights(logits, mask, bias, dropout)
     mixed = jnp.einsum("bgs,bse->bge", weights.reshape(batch, rows, -1), memory)
     value = self.value.kernel.reshape(width, cfg.num_heads, cfg.head_dim)
     out = self.out.kernel.reshape(cfg.num_heads, cfg.head_dim, width)
@@ -316,6 +308,32 @@ def _weights(query, key, *, mask, bias):
     None if bias is None else bias[None],
     None if mask is None else jnp.asarray(mask)[:, None],
   )
+
+
+def _dropped_weights(logits, mask, bias, dropout):
+  """Returns attention weights after dropout, in the logits' dtype.
+
+  Args:
+    logits: [B, Q, A, S].
+    mask: bool [#B, #Q, S] or None.
+    bias: float32 [Q, A, S] or None.
+    dropout: Drops weights, at one site; None not.
+  """
+  mask = None if mask is None else jnp.asarray(mask)
+  if softmax_kernel.is_usable(logits.shape[-1], logits.dtype):
+    return softmax_kernel.weights(logits, bias, mask, dropout)
+  weights = masked_softmax(
+    logits,
+    None if bias is None else bias[None],
+    None if mask is None else mask[:, :, None],
+  )
+  if dropout is None:
+    return weights
+  shape = weights.shape
+  if dropout.shared:
+    shape = (shape[0], 1, *shape[2:])
+  scale = dropout.scale(0, shape, weights.dtype)
+  return weights * jnp.broadcast_to(scale, weights.shape)
 
 
 def masked_softmax(

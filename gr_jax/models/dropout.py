@@ -8,13 +8,16 @@ logical index alone, so any sharding of a batch draws the same one.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float, UInt32
+from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
 
+INDEX_FACTOR = 0x9E3779B1  # odd: neighboring indices differ in many bits
 # A dropout rate: a number, or a traced scalar so that one compiled program
 # can train replicas of different rates.
 Rate = float | Float[Array, ""]
@@ -37,6 +40,27 @@ class Dropout:
     # 1 / (1 - rate) in float32 even when the rate is a Python number.
     scale = 1.0 / (1.0 - jnp.asarray(self.rate, jnp.float32))
     return jnp.where(kept, scale, 0.0).astype(dtype)
+
+  def row_words(self, site: int, shape: tuple[int, ...]) -> Int32[Array, "B 3"]:
+    """Returns what a kernel needs to draw `scale` of each row of a batch.
+
+    Args:
+      site: Which seed to use.
+      shape: Of the mask, [B, ...].
+
+    Returns:
+      Of each row, see `scale_of_words`: the hash of its first element before
+      it is finalized, the seed that enters then, and how many of 2^24 equal
+      parts of [0, 1) lie below the rate.
+    """
+    batch, *rest = shape
+    first, second = _mixed(self.seeds[site])
+    stride = jnp.uint32(math.prod(rest) * INDEX_FACTOR % (1 << 32))
+    starts = first + jnp.arange(batch, dtype=jnp.uint32) * stride
+    parts = jnp.ceil(jnp.asarray(self.rate, jnp.float32) * 2.0**24)
+    words = [starts, second, parts.astype(jnp.uint32)]
+    words = [jnp.broadcast_to(x, (batch,)) for x in words]
+    return jax.lax.bitcast_convert_type(jnp.stack(words, axis=-1), jnp.int32)
 
 
 def start(
@@ -105,21 +129,43 @@ def keep_mask(
   half of the seed entering before each round. The seed's words are mixed into
   each other first: a bit that differs must reach every element.
   """
-  first = _finalize(seed[0] ^ _finalize(seed[1] + jnp.uint32(0x9E3779B9)))
-  second = _finalize(seed[1] ^ first)
+  first, second = _mixed(seed)
   x = jnp.full(shape, first, jnp.uint32)
   for axis, size in enumerate(shape):
     if size > 1:
       stride = math.prod(shape[axis + 1 :]) % (1 << 32)
       iota = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-      x = x + iota * jnp.uint32(stride * 0x9E3779B1 % (1 << 32))
-  x = _finalize(x, second)
+      x = x + iota * jnp.uint32(stride * INDEX_FACTOR % (1 << 32))
+  x = finalize(x, second)
   # The top 24 bits: what float32 compares exactly.
   uniform = (x >> 8).astype(jnp.float32) * (2.0**-24)
   return uniform >= jnp.asarray(rate, jnp.float32)
 
 
-def _finalize(x, seed=None):
+def scale_of_words(
+  index: Int32[Array, "..."], words: Sequence[Int32[Array, "..."]]
+) -> Float32[Array, "..."]:
+  """`Dropout.scale` of an index inside a row, given its three `row_words`."""
+  first, second, parts = words
+  x = first + index * np.uint32(INDEX_FACTOR).astype(np.int32)
+  bits = finalize(
+    jax.lax.bitcast_convert_type(x, jnp.uint32),
+    jax.lax.bitcast_convert_type(second, jnp.uint32),
+  )
+  kept = (bits >> 8).astype(jnp.int32) >= parts
+  scale = 1.0 / (1.0 - parts.astype(jnp.float32) * 2.0**-24)
+  return jnp.where(kept, scale, jnp.float32(0.0))
+
+
+def _mixed(seed):
+  """Returns two words, each of which depends on all bits of the seed."""
+  first = finalize(seed[0] ^ finalize(seed[1] + jnp.uint32(0x9E3779B9)))
+  return first, finalize(seed[1] ^ first)
+
+
+def finalize(
+  x: UInt32[Array, "..."], seed: UInt32[Array, "..."] | None = None
+) -> UInt32[Array, "..."]:
   """Mixes 32 bits; `seed` enters between the two rounds."""
   x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
   if seed is not None:

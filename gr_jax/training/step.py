@@ -23,6 +23,7 @@ from gr_jax.core import mesh as mesh_lib
 from gr_jax.models.encoder_decoder import shift_right
 from gr_jax.tasks import neighbors, packing, windows
 from gr_jax.training import losses, partition
+from gr_jax.training import optimizer as optimizer_lib
 from gr_jax.training.state import TrainState
 
 
@@ -245,7 +246,7 @@ def make_train_steps(
       metrics = StepMetrics(
         loss=terms.loss / terms.tokens,
         accuracy=terms.correct / terms.tokens,
-        gradient_norm=jax.vmap(optax.tree.norm)(grads),
+        gradient_norm=jax.vmap(optimizer_lib.global_norm)(grads),
       )
       state = TrainState(
         step=state.step + 1,

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from gr_jax.core import checks
@@ -47,3 +48,19 @@ def test_refusals():
     OptimizerConfig(learning_rate=0.0)
   with pytest.raises(checks.InputError, match=r"warmup_steps=500 .*=500"):
     optimizer_lib.make_schedule(OptimizerConfig(), 500)
+
+
+@pytest.mark.parametrize("most", [0.5, 100.0])
+def test_clipping_is_optax_s(most):
+  draw = np.random.default_rng(0)
+  shapes = {"a": (3, 4), "b": (3, 4), "c": (5,), "d": ()}
+  grads = {k: jnp.asarray(draw.normal(size=v)) for k, v in shapes.items()}
+  norm = optimizer_lib.global_norm(grads)
+  np.testing.assert_allclose(norm, optax.tree.norm(grads), rtol=1e-6)
+  ours = optimizer_lib.clip_by_global_norm(most)
+  theirs = optax.clip_by_global_norm(most)
+  state = theirs.init(grads)
+  assert ours.init(grads) == state
+  for key, got in ours.update(grads, state)[0].items():
+    want = theirs.update(grads, state)[0][key]
+    np.testing.assert_allclose(got, want, rtol=1e-6)
