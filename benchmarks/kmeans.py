@@ -70,10 +70,9 @@ SHAPES: list[Shape] = [
 
 
 def lloyd_rows(shape: Shape) -> list[tuple[str, str, Shape]]:
-  """Ours and the peers' at a shape; the kernel takes narrow rows alone."""
-  ours = ["bfloat16, kernel", "float32", "bfloat16"]
-  if shape[1] <= 128:
-    ours.insert(1, "float32, kernel")
+  """Ours and the peers' at a shape; the peers' rows are stored as they run."""
+  ours = ["bfloat16 rows, kernel", "bfloat16, kernel", "float32, kernel"]
+  ours += ["float32", "bfloat16"]
   theirs = ["torch_lloyd float32", "flashlib bfloat16"]
   theirs += ["flash_kmeans bfloat16", "flashlib float32"]
   rows = [("peer", what, shape) for what in theirs[:2]]
@@ -306,25 +305,29 @@ def top_k_loop(run: Run, _: str, shape: Shape) -> dict:
 def lloyd_iteration(run: Run, kind: str, shape: Shape) -> dict:
   """A Lloyd update, without what a fit does once; its assignment alone."""
   num_rows, width, num_codes = shape
-  spec = (floats(num_rows, width), floats(num_codes, width))
+  codes = floats(num_codes, width)
+  spec = (jax.ShapeDtypeStruct(shape[:2], tools.stored(kind)), codes)
   few, many = (
     run.program(tools.updates, *spec, kind=kind, steps=n) for n in (1, 6)
   )
   compile_s = run.last.compile_s
   assign = run.program(tools.assign, *spec, kind=kind)
-  exact = run.program(tools.assign, *spec, kind="float32")
+  exact = run.program(
+    tools.assign, floats(num_rows, width), codes, kind="float32"
+  )
   if run.args.compile_only:
     return {"compile_s": compile_s}
-  x = run.data(shape)
-  centers = balanced_inputs(x, num_codes)[1]
+  whole = run.data(shape)
+  centers = balanced_inputs(whole, num_codes)[1]
+  x = whole.astype(spec[0].dtype)
   few, many = (
     tools.seconds_of(lambda p=p: p(x, centers), 3)[0] for p in (few, many)
   )
   seconds = (many - few) / 5
   assigning, _ = tools.seconds_of(lambda: assign(x, centers), 3)
-  changed = jnp.mean(assign(x, centers) != exact(x, centers))
+  changed = jnp.mean(assign(x, centers) != exact(whole, centers))
   return {
-    **lloyd_row(run, seconds, tools.as_options(kind)[0], shape),
+    **lloyd_row(run, seconds, kind, shape),
     "assign_ms": assigning * 1e3,
     "changed": float(changed),
     "compile_s": compile_s,
@@ -335,7 +338,8 @@ def lloyd_row(run: Run, seconds: float, kind: str, shape: Shape) -> dict:
   """The figures of an iteration: all FLOPs are the distances'."""
   num_rows, width, num_codes = shape
   flops = 2.0 * num_rows * width * num_codes
-  limit = run.limit(flops, kind, 4.0 * num_rows * width)
+  num_bytes = tools.stored(kind).itemsize * num_rows * width
+  limit = run.limit(flops, tools.as_options(kind)[0], num_bytes)
   return {
     "ms": seconds * 1e3,
     "tflops": flops / seconds / 1e12,
@@ -355,7 +359,7 @@ def peer_iteration(run: Run, what: str, shape: Shape) -> dict:
   seconds = measure(
     peers.to_torch(x), peers.to_torch(centers), dtype=kind, repeats=3
   )
-  return lloyd_row(run, seconds, kind, shape)
+  return lloyd_row(run, seconds, f"{kind} rows", shape)
 
 
 def center_sums(run: Run, form: str, shape: Shape) -> dict:

@@ -113,7 +113,13 @@ def counting(
 
 def as_options(kind: str) -> tuple[str, bool]:
   """The precision and whether the kernel is asked for."""
-  return kind.removesuffix(", kernel"), kind.endswith(", kernel")
+  return kind.split(",")[0].removesuffix(" rows"), kind.endswith(", kernel")
+
+
+def stored(kind: str) -> jnp.dtype:
+  """How rows are stored: "bfloat16 rows" are so, others in float32."""
+  is_short = kind.startswith("bfloat16 rows")
+  return jnp.dtype(jnp.bfloat16 if is_short else jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "steps"))

@@ -6,6 +6,7 @@ precision by default, so that an item's codes do not depend on the hardware.
 
 import functools
 from collections.abc import Callable
+from types import ModuleType
 from typing import no_type_check
 
 import jax
@@ -15,7 +16,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
-from gr_jax.core import nearest_kernel
+from gr_jax.core import nearest_hopper, nearest_kernel
 from gr_jax.core.precision import row_dots
 
 # Elements of one [chunk, K] block of distances: 16 MB of float32 stay in a
@@ -77,9 +78,9 @@ def nearest(
       which training on latents around zero can spare.
     precision: Of the dot products, static; see `core.precision`. Anything
       but float32 changes some codes.
-    fused: Uses the kernel of `core.nearest_kernel` on NVIDIA GPUs, static,
-      for float32 and bfloat16, rows enough and widths of at most 128 (384 in
-      bfloat16); the codes are those of the plain form.
+    fused: Uses the kernels of `core.nearest_hopper` or `core.nearest_kernel`
+      on NVIDIA GPUs, static, for float32 and bfloat16, rows enough and widths
+      that they know; the codes are those of the plain form.
 
   Returns:
     Codes (ties to the lowest) and squared distances.
@@ -90,17 +91,18 @@ def nearest(
   parts = {"float32": 2, "bfloat16": 1}.get(precision)
   if fused and parts is not None:
     size = (num_rows, num_codes, x.shape[1])
-    if nearest_kernel.supports(*size, parts=parts):
+    kernel = _kernel_for(*size, parts=parts)
+    if kernel is not None:
       other = functools.partial(
         nearest,
         chunk_size=chunk_size,
         centered=centered,
         precision=precision,
       )
-      kernel = functools.partial(
-        _nearest_fused, centered=centered, precision=precision
+      fused = functools.partial(
+        _nearest_fused, kernel, centered=centered, precision=precision
       )
-      return lax.platform_dependent(x, codebook, cuda=kernel, default=other)
+      return lax.platform_dependent(x, codebook, cuda=fused, default=other)
   if chunk_size is not None:
     return find(x, codebook, chunk_size)
   small = max(8, _BLOCK_ELEMENTS // num_codes)
@@ -115,7 +117,20 @@ def nearest(
   )
 
 
+def _kernel_for(
+  num_rows: int, num_codes: int, width: int, *, parts: int
+) -> ModuleType | None:
+  """The fastest kernel of the device; None where there is none, or no need."""
+  if not nearest_kernel.is_worth(num_rows, num_codes):
+    return None
+  for kernel in (nearest_hopper, nearest_kernel):
+    if kernel.supports(num_codes, width, parts=parts):
+      return kernel
+  return None
+
+
 def _nearest_fused(
+  kernel: ModuleType,
   x: jax.Array,
   codebook: jax.Array,
   *,
@@ -127,7 +142,7 @@ def _nearest_fused(
 
   codes, shift = _shifted(codebook, centered)
   if precision == "bfloat16":
-    found, distance = nearest_kernel.best_two(
+    found, distance = kernel.best_two(
       x, codes, shift, parts=1, interpret=interpret
     )
     return Nearest(codes=found, squared_distance=jnp.maximum(distance, 0.0))
@@ -136,6 +151,8 @@ def _nearest_fused(
     codes,
     shift,
     functools.partial(nearest_code, centered=False),
+    find=kernel.best_two,
+    cut_off=kernel.cut_off(codes.shape[0]),
     interpret=interpret,
   )
   error = x.astype(jnp.float32) - shift[None, :] - codes[found]

@@ -10,8 +10,8 @@ best and second best score are kept. Where they are closer than rounding could
 make them, the row is computed again by the plain form in float32. So the codes
 are the plain form's, all of them.
 
-Written in Pallas for its Triton backend, so far the one that runs this on
-NVIDIA GPUs; without it the plain form runs. k-means asks for the kernel.
+Written in Pallas for its Triton backend; `core.nearest_hopper` is the form for
+Hopper GPUs. Without either the plain form runs. k-means asks for the kernel.
 """
 
 import functools
@@ -41,10 +41,19 @@ class Blocks(NamedTuple):
   num_stages: int = 3
 
 
-def supports(num_rows: int, num_codes: int, width: int, *, parts: int) -> bool:
-  """Whether the device can, with blocks enough, each of which fits on chip."""
-  enough = num_rows >= 1 << 14 and _FEWEST_CODES <= num_codes <= _MOST_CODES
-  return enough and width <= _MOST_WIDTH[parts] and pallas_gpu.is_known_device()
+def is_worth(num_rows: int, num_codes: int) -> bool:
+  """Whether a kernel has blocks enough to be the faster form."""
+  return num_rows >= 1 << 14 and _FEWEST_CODES <= num_codes <= _MOST_CODES
+
+
+def supports(_: int, width: int, *, parts: int) -> bool:
+  """Whether the device can, with rows that fit on chip."""
+  return width <= _MOST_WIDTH[parts] and pallas_gpu.is_known_device()
+
+
+def cut_off(_: int) -> float:
+  """The share of a score that two parts cut off: nothing."""
+  return 0.0
 
 
 def split(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -192,6 +201,8 @@ def codes_as_plain(
   shift: jax.Array,
   plain: Callable[[jax.Array, jax.Array], jax.Array],
   *,
+  find: Callable[..., tuple[jax.Array, ...]],
+  cut_off: float,
   interpret: bool = False,
 ) -> jax.Array:
   """Finds the codes that the plain form finds in float32.
@@ -201,13 +212,15 @@ def codes_as_plain(
     codebook: float32 [K, D], shifted so that lengths are small.
     shift: float32 [D], to be subtracted from rows.
     plain: Codes of shifted rows by the plain form.
+    find: `best_two` of a kernel.
+    cut_off: The share of a score that the kernel cuts off, at most.
     interpret: As for `best_two`.
 
   Returns:
     int32 [N].
   """
   num_rows, width = x.shape
-  code, best, length, second = best_two(
+  code, best, length, second = find(
     x, codebook, shift, parts=2, interpret=interpret
   )
   # Two parts leave out 2^-16 of either factor and the product of the small
@@ -215,7 +228,7 @@ def codes_as_plain(
   unit = 3 * 2.0**-16 + (4 * width + 32) * 2.0**-22
   longest = jnp.sqrt(jnp.max(jnp.sum(jnp.square(codebook), axis=-1)))
   error = 2 * unit * jnp.sqrt(length) * longest + unit * jnp.square(longest)
-  unsure = second - best <= 2 * error
+  unsure = second - best <= 2 * error + cut_off * jnp.abs(best)
   size = min(_AGAIN, num_rows)
   # Unsure rows one after the other; places of the others are past the end.
   rank = jnp.cumsum(unsure, dtype=jnp.int32)

@@ -1,7 +1,7 @@
 """Which devices run this project's Pallas kernels, and with what options.
 
-The kernels are written for Pallas' Triton backend, so far the one that runs
-them on NVIDIA GPUs. Every one has a plain form beside it, which runs elsewhere.
+Kernels are written for Pallas' Triton backend, or for its Mosaic backend where
+that pays. Every one has a plain form beside it, which runs elsewhere.
 """
 
 import importlib.util
@@ -13,21 +13,31 @@ from jax.experimental import pallas as pl
 
 
 def is_known_device() -> bool:
-  """Whether JAX runs on an NVIDIA GPU of compute capability 8 or more.
+  """Whether JAX runs on an NVIDIA GPU that Triton kernels are written for.
 
   A guess that a device placement contradicts costs time alone: kernels are
   lowered for CUDA only, and the plain forms give the same results.
   """
-  if jax.default_backend() != "gpu" or not _has_backend():
-    return False
+  return _capability() >= 8 and _has("triton")
+
+
+def is_hopper() -> bool:
+  """As `is_known_device`, for what only Hopper GPUs can (H100, H200)."""
+  return int(_capability()) == 9 and _has("mosaic_gpu")
+
+
+def _capability() -> float:
+  """The compute capability of an NVIDIA GPU, or 0."""
+  if jax.default_backend() != "gpu":
+    return 0.0
   capability = getattr(jax.local_devices()[0], "compute_capability", "")
   is_number = re.fullmatch(r"\d+\.\d", str(capability)) is not None
-  return is_number and float(capability) >= 8
+  return float(capability) if is_number else 0.0
 
 
-def _has_backend() -> bool:
-  """Whether this jax still holds the backend that compiles kernels."""
-  name = "jax.experimental.pallas.triton"
+def _has(backend: str) -> bool:
+  """Whether this jax holds a backend that compiles kernels."""
+  name = f"jax.experimental.pallas.{backend}"
   return importlib.util.find_spec(name) is not None
 
 

@@ -29,8 +29,8 @@ _MOST_COLUMNS = 128  # of a row, added up by one program
 class Pieces(NamedTuple):
   """How the work is cut up."""
 
-  rows: int = 512  # of the sorted order, a program's
-  elements: int = 4096  # of rows gathered at a time
+  rows: int  # of the sorted order, a program's
+  together: int  # rows gathered at a time
   num_warps: int = 4
 
 
@@ -40,7 +40,7 @@ def sum_and_count(
   *,
   num_rows: int,
   all_inside: bool = False,
-  pieces: Pieces = Pieces(),  # noqa: B008 a tuple of constants
+  pieces: Pieces | None = None,
   interpret: bool = False,
 ) -> tuple[Float[Array, "K D"], Int32[Array, " K"]]:
   """Sums and counts rows of equal id, the same bits in every run.
@@ -50,7 +50,7 @@ def sum_and_count(
     rows: What is summed, float32 or narrower.
     num_rows: K, static.
     all_inside: No id is outside, static: 256 ids then fit one byte.
-    pieces: How the work is cut up.
+    pieces: How the work is cut up, by default as measured best.
     interpret: Runs in plain JAX, for tests without a GPU.
 
   Returns:
@@ -154,7 +154,9 @@ def _sum_sorted(ids, order, rows, num_rows, pieces, interpret):
   """Sums of rows whose numbers are sorted by id, and where each id ends."""
   count, width = rows.shape
   columns = min(_MOST_COLUMNS, max(16, pl.next_power_of_2(width)))
-  shape = (pieces.elements // columns, columns)
+  if pieces is None:
+    pieces = Pieces(rows=8 * columns, together=64)
+  shape = (pieces.together, columns)
   num_pieces, num_columns = pl.cdiv(count, pieces.rows), pl.cdiv(width, columns)
   call = functools.partial(
     pl.pallas_call,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gr_jax.core import nearest, nearest_kernel, pallas_gpu
+from gr_jax.core import nearest, nearest_hopper, nearest_kernel, pallas_gpu
 
 
 def case(kind, num_rows=300, num_codes=200, width=20):
@@ -21,11 +21,19 @@ def case(kind, num_rows=300, num_codes=200, width=20):
   return jnp.asarray(x, jnp.float32), jnp.asarray(codes, jnp.float32)
 
 
-@pytest.mark.parametrize("kind", ["normal", "whole", "close"])
-def test_float32_codes_are_the_plain_ones(kind):
+@pytest.mark.parametrize(
+  ("kernel", "kind"),
+  [
+    (nearest_kernel, "normal"),
+    (nearest_kernel, "whole"),
+    (nearest_kernel, "close"),
+    (nearest_hopper, "close"),
+  ],
+)
+def test_float32_codes_are_the_plain_ones(kernel, kind):
   x, codebook = case(kind)
   found = nearest._nearest_fused(
-    x, codebook, centered=False, precision="float32", interpret=True
+    kernel, x, codebook, centered=False, precision="float32", interpret=True
   )
   plain = nearest.nearest(x, codebook, centered=False)
   np.testing.assert_array_equal(found.codes, plain.codes)
@@ -50,17 +58,31 @@ def test_rows_too_close_to_call_are_computed_again():
     return nearest.nearest_code(rows, codes, centered=False)
 
   found = nearest_kernel.codes_as_plain(
-    x, codebook, shift, again, interpret=True
+    x,
+    codebook,
+    shift,
+    again,
+    find=nearest_kernel.best_two,
+    cut_off=0.0,
+    interpret=True,
   )
   assert called
   np.testing.assert_array_equal(found, plain)
 
 
-@pytest.mark.parametrize("width", [20, 128, 200])
-def test_bfloat16_codes_of_whole_numbers_are_exact(width):
+@pytest.mark.parametrize(
+  ("kernel", "width"),
+  [
+    (nearest_kernel, 20),
+    (nearest_kernel, 128),
+    (nearest_kernel, 200),
+    (nearest_hopper, 200),
+  ],
+)
+def test_bfloat16_codes_of_whole_numbers_are_exact(kernel, width):
   x, codebook = case("whole", width=width)
   found = nearest._nearest_fused(
-    x, codebook, centered=False, precision="bfloat16", interpret=True
+    kernel, x, codebook, centered=False, precision="bfloat16", interpret=True
   )
   plain = nearest.nearest(x, codebook, centered=False)
   np.testing.assert_array_equal(found.codes, plain.codes)
@@ -75,18 +97,46 @@ def test_other_platforms_take_the_plain_form(monkeypatch):
   np.testing.assert_array_equal(found, nearest.nearest_code(x, codebook))
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_program_takes_blocks_of_rows_again_and_again(parts):
+  # More slots of codes than the ring holds, more blocks than programs.
+  x, codebook = case("whole", num_rows=500, num_codes=300, width=64)
+  found = nearest_hopper.best_two(
+    x.astype(jnp.bfloat16),
+    codebook,
+    jnp.zeros(64),
+    parts=parts,
+    tiles=nearest_hopper.Tiles(2, 64, 128, slots=2, registers=224),
+    num_programs=1,
+    interpret=True,
+  )
+  distances = nearest.squared_distances(x, codebook, centered=False)
+  np.testing.assert_array_equal(found[0], jnp.argmin(distances, axis=1))
+  np.testing.assert_array_equal(found[1], jnp.min(distances, axis=1))
+  if parts == 2:
+    np.testing.assert_array_equal(found[2], jnp.sum(jnp.square(x), axis=1))
+    np.testing.assert_array_equal(found[3], jnp.sort(distances, axis=1)[:, 1])
+
+
 @pytest.mark.parametrize(
-  ("capability", "known"),
-  [("9.0", True), ("8.0", True), ("7.5", False), ("gfx942", False)],
+  ("capability", "kernels"),
+  [("9.0", 2), ("10.0", 1), ("8.0", 1), ("7.5", 0), ("gfx942", 0)],
 )
-def test_devices_without_bfloat16_take_the_plain_form(
-  monkeypatch, capability, known
+def test_devices_take_the_kernels_written_for_them(
+  monkeypatch, capability, kernels
 ):
-  size = (1 << 14, 128, 64)
-  assert not nearest_kernel.supports(*size, parts=1)  # a CPU
+  size = (1 << 14, 128)
+  assert nearest._kernel_for(*size, 64, parts=1) is None  # a CPU
   device = types.SimpleNamespace(compute_capability=capability)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   monkeypatch.setattr(jax, "local_devices", lambda: [device])
-  assert nearest_kernel.supports(*size, parts=2) == known
-  assert not nearest_kernel.supports(1 << 14, 128, 384, parts=2)
-  assert nearest_kernel.supports(1 << 14, 128, 384, parts=1) == known
+  best = (None, nearest_kernel, nearest_hopper)[kernels]
+  assert nearest._kernel_for(1 << 14, 512, 64, parts=2) == best
+  other = nearest_kernel if kernels else None
+  assert nearest._kernel_for(1 << 14, 256, 64, parts=2) == other
+  assert nearest._kernel_for(*size, 384, parts=1) == best
+  only = nearest_hopper if kernels == 2 else None
+  assert nearest._kernel_for(*size, 384, parts=2) == only
+  assert nearest._kernel_for(*size, 1000, parts=1) is None
+  assert nearest._kernel_for(1 << 13, 128, 64, parts=1) is None
+  assert nearest._kernel_for(1 << 14, 64, 64, parts=1) is None

@@ -8,7 +8,7 @@ import pytest
 from gr_jax.core import pallas_gpu, sorted_sum
 from gr_jax.tokenizers import kmeans
 
-SMALL = sorted_sum.Pieces(rows=32, elements=256)
+SMALL = sorted_sum.Pieces(rows=32, together=8)
 
 
 def in_numpy(ids, rows, num_rows):
