@@ -113,7 +113,7 @@ def best_two(
     compiler_params=plgpu.CompilerParams(
       lowering_semantics=plgpu.LoweringSemantics.Lane
     ),
-    interpret=_interpreter() if interpret else None,
+    interpret=_interpreter(plgpu) if interpret else None,
   )
   return tuple(run(x, shift, norms, codes))
 
@@ -128,7 +128,10 @@ def _number_bits(num_codes: int) -> int:
   return (-(-num_codes // _FOLD) - 1).bit_length()
 
 
-def _interpreter() -> Any:
+def _interpreter(plgpu: Any) -> Any:
+  """How to interpret a kernel; jax 0.10 has no public name for it."""
+  if hasattr(plgpu, "InterpretGPUParams"):
+    return plgpu.InterpretGPUParams()
   from jax._src.pallas.mosaic_gpu.interpret import params
 
   return params.InterpretGPUParams()
