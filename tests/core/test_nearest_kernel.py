@@ -1,5 +1,6 @@
 """The kernel, interpreted, against the plain form: the same codes."""
 
+import functools
 import types
 
 import jax
@@ -116,6 +117,18 @@ def test_a_program_takes_blocks_of_rows_again_and_again(parts):
   if parts == 2:
     np.testing.assert_array_equal(found[2], jnp.sum(jnp.square(x), axis=1))
     np.testing.assert_array_equal(found[3], jnp.sort(distances, axis=1)[:, 1])
+
+
+@pytest.mark.parametrize("width", [64, 120, 200, 384])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_kernel_for_hopper_lowers_without_one(width, parts):
+  # Layouts of registers and of what is on chip are checked there.
+  rows = jax.ShapeDtypeStruct((1000, width), jnp.float32)
+  codes = jax.ShapeDtypeStruct((300, width), jnp.float32)
+  shift = jax.ShapeDtypeStruct((width,), jnp.float32)
+  find = jax.jit(functools.partial(nearest_hopper.best_two, parts=parts))
+  traced = find.trace(rows, codes, shift)
+  assert "mosaic" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 @pytest.mark.parametrize(
