@@ -26,7 +26,6 @@ _TILE = 128  # codes of one product
 _FOLD = 64  # codes side by side that keep a best of their own
 _NOTHING = (1 << 31) - 1
 _COPY_REGISTERS = 40
-_PROCESSORS = 132  # of an H200
 
 
 class Tiles(NamedTuple):
@@ -69,7 +68,7 @@ def best_two(
   *,
   parts: int,
   tiles: Tiles | None = None,
-  num_programs: int = _PROCESSORS,
+  num_programs: int | None = None,
   interpret: bool = False,
 ) -> tuple[jax.Array, ...]:
   """As `nearest_kernel.best_two`, but scores are squared distances.
@@ -80,7 +79,7 @@ def best_two(
     shift: float32 [D], to be subtracted from rows.
     parts: bfloat16 numbers that stand for a float32: 1 or 2.
     tiles: Sizes, by default those that measured best.
-    num_programs: Programs, one a processor.
+    num_programs: Programs, by default one a processor.
     interpret: Runs in plain JAX, for tests without a GPU.
 
   Returns:
@@ -100,6 +99,7 @@ def best_two(
   codes = jnp.stack(nearest_kernel.split(codes)[:parts])  # [parts, D, K]
   if columns[1]:
     x, shift = jnp.pad(x, ((0, 0), columns)), jnp.pad(shift, columns)
+  num_programs = num_programs or pallas_gpu.num_processors()
   kernel = _Kernel(plgpu, x, codes, tiles, num_programs, interpret)
   numbers = [jnp.int32, *[jnp.float32] * (1 if parts == 1 else 3)]
   run = plgpu.kernel(

@@ -26,6 +26,11 @@ def is_hopper() -> bool:
   return int(_capability()) == 9 and _has("mosaic_gpu")
 
 
+def num_processors() -> int:
+  """Streaming multiprocessors of this process' GPU; an H200's if not told."""
+  return getattr(jax.local_devices()[0], "core_count", None) or 132
+
+
 def _capability() -> float:
   """The compute capability of an NVIDIA GPU, or 0."""
   if jax.default_backend() != "gpu":
