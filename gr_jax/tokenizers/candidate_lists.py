@@ -17,17 +17,13 @@ WORD = 32  # items a mask word holds
 GROUP = 8  # mask words counted together
 
 
-def compact(
-  scores: jax.Array, limit: jax.Array, free: jax.Array, capacity: int
-) -> tuple[jax.Array, jax.Array]:
-  """Lists, per row of [m, n], the first free indices of scores <= limit.
-
-  One read of the scores makes masks of 32 items a word; the r-th set bit is
-  found by binary search in the counts of groups, then in 8 words.
+def masks_within(
+  scores: jax.Array, limit: jax.Array, free: jax.Array
+) -> jax.Array:
+  """Marks, per row of [m, n], the free places of scores <= limit.
 
   Returns:
-    int32 [m, capacity], ascending, and how many there are, int32 [m], which
-    may be more.
+    uint32 [m, n / WORD], from one read of the scores.
   """
   window, num_rows = scores.shape
   words = num_rows // WORD
@@ -38,7 +34,19 @@ def compact(
     return jnp.sum(bits, axis=-1, dtype=jnp.uint32)
 
   inside = scores.reshape(window, words, WORD) <= limit[:, None, None]
-  masks = pack(inside) & pack(free.reshape(1, words, WORD))  # [m, words]
+  return pack(inside) & pack(free.reshape(1, words, WORD))
+
+
+def set_bits(masks: jax.Array, capacity: int) -> tuple[jax.Array, jax.Array]:
+  """Lists the first set bits of each row of masks [m, words].
+
+  The r-th is found by binary search in the counts of groups, then in 8 words.
+
+  Returns:
+    int32 [m, capacity], ascending, and how many there are, int32 [m], which
+    may be more. Without meaning past that.
+  """
+  window, words = masks.shape
   counts = lax.population_count(masks).astype(jnp.int32)
   groups = words // GROUP
   through = prefix_sum(

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Int, Int32
 NEVER = np.int32(2**31 - 1)  # above the bits of every finite number
 _DIGIT_BITS = 4
 # Of 31 bits, `upper_bound` settles this many: the exponent and 12 more.
-_BOUND_DIGITS = 5
+BOUND_BITS = 20
 _PART = 512  # values counted together
 
 
@@ -93,7 +93,7 @@ def upper_bound(
   bits = jnp.pad(bits, ((0, 0), (0, -length % _PART)), constant_values=NEVER)
   bits = bits.reshape(rows, -1, _PART)
   prefix = jnp.zeros(rank.shape, jnp.int32)
-  for place in range(_BOUND_DIGITS):
+  for place in range(BOUND_BITS // _DIGIT_BITS):
     shift = 31 - _DIGIT_BITS * (place + 1)
     tries = [prefix + (d << shift) for d in range(1, 1 << _DIGIT_BITS)]
     # Siblings that read one operand: a GPU fuses them into one pass over it.
@@ -104,4 +104,4 @@ def upper_bound(
     smaller = total(jnp.sum(jnp.stack(parts), axis=2))  # [15, m]
     digit = jnp.sum((smaller < rank[None, :]).astype(jnp.int32), axis=0)
     prefix = prefix + (digit << shift)
-  return prefix + ((1 << (31 - _DIGIT_BITS * _BOUND_DIGITS)) - 1)
+  return prefix + ((1 << (31 - BOUND_BITS)) - 1)

@@ -28,10 +28,10 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
-from gr_jax.core import checks, precision
-from gr_jax.tokenizers import candidate_lists, select
+from gr_jax.core import checks, pallas_gpu, precision
+from gr_jax.tokenizers import candidate_lists, select, turn_kernels
 
-_NOBODY = np.int32(2**31 - 1)
+_NOBODY = np.int32(2**30)  # above every mark, and no NaN's bits
 _FAR = np.float32(1e38)  # beyond every squared distance
 _NORM_PARTS = 3  # bfloat16 numbers whose sum is a float32
 _MATMUL_ELEMENTS = 5 << 28  # of one [clusters, N] matmul: 5 GB
@@ -87,7 +87,7 @@ class Choice:
 
   codes: jax.Array  # int32 [N]
   num_windows: jax.Array  # int32 []
-  num_rounds: jax.Array  # int32 [], summed over windows
+  num_rounds: jax.Array  # int32 [], summed over windows; of kernels, launches
   num_slow: jax.Array  # int32 [], clusters that selected among all items
 
 
@@ -330,7 +330,7 @@ def _choose_block(stage: _Stage, centers: jax.Array, carry, turn):
     return codes, holder, place + count, stats, jnp.bool_(False)
 
   total = stage.num_rows * stage.here.num_devices
-  holder = _Holder(jnp.full((total,), _NOBODY), jnp.int32(1 << 30))
+  holder = _Holder(jnp.full((total,), _NOBODY), jnp.int32(_NOBODY))
   carry = (codes, holder, jnp.int32(0), stats, jnp.bool_(False))
   carry = lax.while_loop(lambda c: c[2] < active, body, carry)
   return (carry[0], carry[3]), None
@@ -348,8 +348,13 @@ def _radii(stage, sampled, codes, turns) -> jax.Array:
   )
   length = 1.0 + jnp.minimum(turns.astype(jnp.float32), stage.windows.reach)
   rank = _rank(length * (stage.share / stage.stride), stage.stride == 1, jnp)
-  bits = select.upper_bound(
-    bits, rank.astype(jnp.int32), total=stage.here.sum
+  bits = _on_cuda(
+    stage,
+    turn_kernels.upper_bound,
+    functools.partial(select.upper_bound, total=stage.here.sum),
+    bits,
+    rank.astype(jnp.int32),
+    fits=bits.shape[1] <= turn_kernels.MOST_SAMPLES,
   )  # [m]
   radius = lax.bitcast_convert_type(bits, jnp.float32)
   # NaN or infinity: fewer samples are free than wanted; take all that is free.
@@ -375,9 +380,9 @@ def _capacity(stage: _Stage) -> int:
 @no_type_check
 @struct.dataclass
 class _Holder:
-  """Scratch of the rounds: who holds which item, as of the last stamp."""
+  """Scratch of the rounds: who holds which item, as of the last window."""
 
-  marks: jax.Array  # int32 [all rows], stamp + the holder's row
+  marks: jax.Array  # int32 [all rows], the window's stamp + the holder's row
   stamp: jax.Array  # int32 []
 
 
@@ -399,53 +404,81 @@ def _choose_window(
   """Lists, orders and lets the clusters of a window take."""
   capacity = _capacity(stage)
   window = scores.shape[0]
-  local, count = candidate_lists.compact(
-    scores, limit, codes < 0, min(capacity, stage.num_rows)
+  slots = min(capacity, stage.num_rows)
+  local, count = _on_cuda(
+    stage,
+    functools.partial(turn_kernels.set_bits, capacity=slots),
+    functools.partial(candidate_lists.set_bits, capacity=slots),
+    candidate_lists.masks_within(scores, limit, codes < 0),
   )
-  rows = stage.rows_at(local)  # [m, c, D]
+  slot = jnp.arange(slots, dtype=jnp.int32)
+  is_item = slot[None, :] < count[:, None]
+  rows = stage.rows_at(jnp.where(is_item, local, 0))  # [m, c, D]
   distance = jnp.sum(
     jnp.square(rows.astype(jnp.float32) - centers[:, None, :]), axis=-1
   )  # [m, c]
-  slot = jnp.arange(local.shape[1], dtype=jnp.int32)
-  listed = (slot[None, :] < count[:, None]) & (distance <= radius[:, None])
+  listed = is_item & (distance <= radius[:, None])
   offset = stage.here.index * stage.num_rows
   item, distance, listed, fits = candidate_lists.merge(
     stage.here, offset + local, distance, listed, count, capacity
   )
   item, listed = candidate_lists.by_distance(item, distance, listed)
-  total = holder.marks.shape[0]
+  # Every window writes smaller numbers than the last: nothing to clear.
+  stamp = holder.stamp - window
+  marks, rounds = _on_cuda(
+    stage,
+    turn_kernels.settle,
+    _settle,
+    jnp.where(listed, item, -1),
+    wants,
+    holder.marks,
+    stamp,
+  )
   row = jnp.arange(window, dtype=jnp.int32)[:, None]
-
-  def take(available):
-    return available & (
-      candidate_lists.prefix_count(available) <= wants[:, None]
-    )
-
-  def one_round(taken, holder):
-    # Every round writes smaller numbers than the last: nothing to clear.
-    stamp = holder.stamp - window
-    marks = jnp.broadcast_to(stamp + row, item.shape)
-    marked = holder.marks.at[jnp.where(taken, item, total)].min(
-      marks, mode="drop"
-    )
-    first = marked.at[item].get(mode="clip") - stamp  # row of who holds
-    return take(listed & (first >= row)), _Holder(marked, stamp)
-
-  def body(carry):
-    taken, holder, _, rounds = carry
-    # Two rounds a turn: a loop's condition costs a GPU as much as a round.
-    middle, holder = one_round(taken, holder)
-    after, holder = one_round(middle, holder)
-    return after, holder, jnp.any(after != middle), rounds + 2
-
-  carry = (take(listed), holder, jnp.bool_(True), jnp.int32(0))
-  taken, holder, _, rounds = lax.while_loop(lambda c: c[2], body, carry)
+  taken = listed & (marks.at[item].get(mode="clip") == stamp + row)
+  holder = _Holder(marks, stamp)
   full = fits & (jnp.sum(taken, axis=1) == wants)
   local = item - offset
   local = jnp.where(
     (local >= 0) & (local < stage.num_rows), local, stage.num_rows
   )
   return _Chosen(local, taken, full, holder, rounds)
+
+
+def _settle(item, wants, marks, stamp) -> tuple[jax.Array, jax.Array]:
+  """Marks who holds what, as `turn_kernels.settle`; and counts the rounds."""
+  listed = item >= 0
+  total = marks.shape[0]
+  row = jnp.arange(item.shape[0], dtype=jnp.int32)[:, None]
+  values = jnp.broadcast_to(stamp + row, item.shape)
+
+  def take(available):
+    return available & (
+      candidate_lists.prefix_count(available) <= wants[:, None]
+    )
+
+  def one_round(taken, marks):
+    marks = marks.at[jnp.where(taken, item, total)].min(values, mode="drop")
+    return take(listed & (marks.at[item].get(mode="clip") >= values)), marks
+
+  def body(carry):
+    taken, marks, _, rounds = carry
+    # Two rounds a turn: a loop's condition costs a GPU as much as a round.
+    middle, marks = one_round(taken, marks)
+    after, marks = one_round(middle, marks)
+    return after, marks, jnp.any(after != middle), rounds + 2
+
+  carry = (take(listed), marks, jnp.bool_(True), jnp.int32(0))
+  _, marks, _, rounds = lax.while_loop(lambda c: c[2], body, carry)
+  return marks, rounds
+
+
+def _on_cuda(stage, kernel, plain, *operands, fits=True):
+  """Calls a kernel on a single GPU where it fits, else its plain twin."""
+  alone = stage.here.axis is None
+  if not (alone and fits and pallas_gpu.is_known_device()):
+    return plain(*operands)
+  return lax.platform_dependent(*operands, cuda=kernel, default=plain)
 
 
 def _take_among_all(stage, codes, center, wanted) -> jax.Array:

@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from gr_jax.core import checks
+from gr_jax.core import checks, pallas_gpu
 from gr_jax.core import mesh as meshes
-from gr_jax.tokenizers import balanced, candidate_lists, serial_choice
+from gr_jax.tokenizers import (
+  balanced,
+  candidate_lists,
+  select,
+  serial_choice,
+  turn_kernels,
+)
 from gr_jax.tokenizers.serial_choice import Windows
 from tests.tokenizers.test_balanced import sorted_assign
 
@@ -143,14 +149,19 @@ def test_eight_devices_choose_as_one(kind):
   assert (np.asarray(found.codes)[1501:] == -1).all()
 
 
-def test_lists_are_in_order_and_whole():
+@pytest.mark.parametrize("kernel", [False, True])
+def test_lists_are_in_order_and_whole(monkeypatch, kernel):
+  monkeypatch.setattr(turn_kernels, "_WORDS", 32)  # 2 pieces of 61 words
   rng = np.random.default_rng(0)
-  scores = rng.normal(size=(3, 2048)).astype(np.float32)
+  num_rows = 61 * candidate_lists.WORD * (1 if kernel else 8)
+  scores = rng.normal(size=(3, num_rows)).astype(np.float32)
   limit = np.array([-9.0, 0.0, 2.0], np.float32)
-  free = rng.random(2048) < 0.7
-  items, count = jax.jit(candidate_lists.compact, static_argnums=3)(
-    scores, limit, free, 1000
-  )
+  free = rng.random(num_rows) < 0.7
+  masks = candidate_lists.masks_within(*map(jnp.asarray, (scores, limit, free)))
+  if kernel:
+    items, count = turn_kernels.set_bits(masks, 1000, interpret=True)
+  else:
+    items, count = candidate_lists.set_bits(masks, 1000)
   for row in range(3):
     expected = np.flatnonzero((scores[row] <= limit[row]) & free)
     assert int(count[row]) == len(expected)
@@ -179,3 +190,69 @@ def test_windows_suit_their_sizes():
   assert serial_choice.suited(10**7, 1024) == serial_choice.Windows(window=64)
   assert serial_choice.suited(10**6, 256) == serial_choice.Windows()
   assert serial_choice.suited(5000, 256).stages == 1
+
+
+def test_a_bound_by_one_kernel_is_the_one_by_counting():
+  rng = np.random.default_rng(0)
+  values = rng.gamma(0.5, size=(6, 333)).astype(np.float32)
+  values[1], values[2, 7:] = 2.5, np.inf
+  bits = jnp.asarray(values.view(np.int32))
+  rank = jnp.asarray([1, 100, 9, 332, 333, 2**31 - 1], jnp.int32)
+  np.testing.assert_array_equal(
+    turn_kernels.upper_bound(bits, rank, interpret=True),
+    select.upper_bound(bits, rank),
+  )
+
+
+@pytest.mark.parametrize("size", [16, 1024])
+def test_who_asks_first_does_not_matter(monkeypatch, size):
+  # By hand: both want item 5; row 1 goes on to 7, and has 2 none else took.
+  monkeypatch.setattr(turn_kernels, "_MOST_SLOTS", size)
+  lists = jnp.asarray([[5, 3, 2, -1], [5, 2, 7, 1]], jnp.int32)
+  marks, _ = turn_kernels.settle(
+    lists,
+    jnp.asarray([2, 2], jnp.int32),
+    jnp.full((8,), 99, jnp.int32),
+    jnp.int32(40),
+    interpret=True,
+  )
+  assert marks.tolist() == [99, 99, 41, 40, 99, 40, 99, 41]
+  rng = np.random.default_rng(0)
+  lists = np.stack([rng.permutation(300)[:100] for _ in range(9)])
+  lists[3, 20:] = -1  # finds too few
+  given = (
+    jnp.asarray(lists, jnp.int32),
+    jnp.asarray([25, 30, 0, 30, 30, 20, 30, 30, 30], jnp.int32),
+    jnp.full((300,), 2**30, jnp.int32),
+    jnp.int32(1000),
+  )
+  np.testing.assert_array_equal(
+    turn_kernels.settle(*given, interpret=True)[0],
+    serial_choice._settle(*given)[0],
+  )
+
+
+def test_kernels_choose_as_plain_forms(monkeypatch):
+  calls = []
+
+  def interpreted(_, kernel, plain, *operands, fits=True):
+    calls.append(getattr(kernel, "func", kernel))
+    return kernel(*operands, interpret=True)
+
+  monkeypatch.setattr(serial_choice, "_on_cuda", interpreted)
+  for kind in ("whole", "ties", "one point"):
+    given = case(kind, 5, 700, 13)
+    found = choose(*given, SMALL)
+    np.testing.assert_array_equal(found.codes, sorted_assign(*given))
+  names = ("upper_bound", "set_bits", "settle")
+  assert set(calls) == {getattr(turn_kernels, name) for name in names}
+
+
+def test_other_platforms_take_the_plain_forms(monkeypatch):
+  # Traced for a GPU, lowered for both.
+  monkeypatch.setattr(pallas_gpu, "is_known_device", lambda: True)
+  given = case("whole", 6, 600, 11)
+  traced = serial_choice.choose.trace(*map(jnp.asarray, given), windows=SMALL)
+  assert "triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
+  found = choose(*given, SMALL)
+  np.testing.assert_array_equal(found.codes, sorted_assign(*given))
