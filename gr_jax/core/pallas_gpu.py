@@ -63,7 +63,7 @@ def whole(x: Any) -> pl.BlockSpec:
   return pl.BlockSpec(x.shape, lambda *_: (0,) * len(x.shape))
 
 
-def load(ref: Any, *, mask: jax.Array, other: int) -> jax.Array:
+def load(ref: Any, *, mask: jax.Array, other: int | float) -> jax.Array:
   """Reads places of an array; `other` where the mask is False."""
   from jax.experimental.pallas import triton
 

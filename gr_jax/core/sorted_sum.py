@@ -79,6 +79,19 @@ def _add_rows(load, begin, end, shape):
   return jnp.sum(total, axis=0)
 
 
+def _block(ref, row, is_row, column):
+  """Loads some columns of some rows; 0 where there are none."""
+  shape = (row.size, column.size)
+  return pallas_gpu.load(
+    ref.at[
+      jnp.broadcast_to(row[:, None], shape),
+      jnp.broadcast_to(column[None, :], shape),
+    ],
+    mask=is_row[:, None] & (column < ref.shape[1])[None, :],
+    other=0,
+  )
+
+
 def _sum_piece(
   ids_ref, order_ref, rows_ref, parts_ref, ends_ref, *, size, shape, num_rows
 ):
@@ -98,14 +111,7 @@ def _sum_piece(
     def load(at):
       turn = at + jnp.arange(shape[0], dtype=jnp.int32)
       row = pallas_gpu.load(order_ref.at[turn], mask=turn < end, other=0)
-      return pallas_gpu.load(
-        rows_ref.at[
-          jnp.broadcast_to(row[:, None], shape),
-          jnp.broadcast_to(column[None, :], shape),
-        ],
-        mask=(turn < end)[:, None] & inside[None, :],
-        other=0,
-      ).astype(jnp.float32)
+      return _block(rows_ref, row, turn < end, column).astype(jnp.float32)
 
     start = begin + jnp.sum((ids < k).astype(jnp.int32))
     total = _add_rows(load, start, end, shape)
@@ -136,14 +142,7 @@ def _sum_places(ends_ref, parts_ref, out_ref, *, size, shape):
 
   def load(at):
     place = at + jnp.arange(shape[0], dtype=jnp.int32)
-    return pallas_gpu.load(
-      parts_ref.at[
-        jnp.broadcast_to(place[:, None], shape),
-        jnp.broadcast_to(column[None, :], shape),
-      ],
-      mask=(place < high)[:, None] & inside[None, :],
-      other=0,
-    )
+    return _block(parts_ref, place, place < high, column)
 
   row = jnp.full(column.shape, k, jnp.int32)
   total = _add_rows(load, low, high, shape)

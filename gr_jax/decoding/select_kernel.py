@@ -16,9 +16,6 @@ them. Here one program holds a row on chip, from the load to the positions:
 
 So the result is that of a stable sort, whatever the scores but NaN. Memory is
 read once: 4 B n bytes.
-
-XLA does not see into a kernel and would gather rows that are split over
-devices; rows do not depend on each other, and it is told so.
 """
 
 import functools
@@ -27,12 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.custom_batching import custom_vmap
 from jax.experimental import pallas as pl
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
 
-from gr_jax.core import pallas_gpu
+from gr_jax.core import kernel_axes, pallas_gpu
 
 MOST = 1 << 15  # candidates: two counts of them share 32 bits
 _PAST = np.int32(-(1 << 31))  # key of what lies past a row's end: below all
@@ -51,56 +45,35 @@ def select(scores: jax.Array, k: int, *, interpret: bool = False) -> jax.Array:
     int32 [B, k]; among equal scores the lowest positions are chosen.
   """
 
-  @custom_vmap
-  def of_rows(scores):
-    return _split_rows(scores, k, interpret)
-
-  @of_rows.def_vmap
-  def _of_batches(axis_size, _, scores):
-    rows = of_rows(scores.reshape(-1, scores.shape[-1]))
-    return rows.reshape(axis_size, -1, k), True
-
-  return of_rows(scores)
+  of_rows = kernel_axes.split(_of_rows, (k, interpret), ("b n",), ("b k",), "b")
+  return kernel_axes.over_replicas(lambda rows: of_rows(rows)[0])(scores)
 
 
-def _of_rows(scores: jax.Array, k: int, interpret: bool) -> jax.Array:
+def _of_rows(form: tuple[int, bool], scores: jax.Array) -> tuple[jax.Array]:
+  k, interpret = form
   batch, n = scores.shape
   padded = max(32, pl.next_power_of_2(n))
   # Measured in whole searches: docs/decoding.md.
   num_warps = min(32, max(2, padded // 256))
-  return pl.pallas_call(
+  places = jax.ShapeDtypeStruct((batch, k), jnp.int32)
+  found = pl.pallas_call(
     functools.partial(_kernel, padded=padded, k=k),
     grid=(batch,),
-    in_specs=[pl.BlockSpec((batch, n), lambda i: (0, 0))],
-    out_specs=pl.BlockSpec((batch, k), lambda i: (0, 0)),
-    out_shape=jax.ShapeDtypeStruct((batch, k), jnp.int32),
+    in_specs=[pallas_gpu.whole(scores)],
+    out_specs=pallas_gpu.whole(places),
+    out_shape=places,
     **pallas_gpu.options(num_warps, 1, interpret=interpret),
   )(scores)
-
-
-def _partition(k, interpret, mesh, operands, _):
-  """Runs the kernel on each device's rows, each of them whole."""
-  rows = (*operands[0].sharding.spec, None)[0]
-  sharding = NamedSharding(mesh, PartitionSpec(rows, None))
-  run = functools.partial(_of_rows, k=k, interpret=interpret)
-  return mesh, run, sharding, (sharding,)
-
-
-_split_rows = custom_partitioning(_of_rows, static_argnums=(1, 2))
-_split_rows.def_partition(
-  _partition,
-  sharding_rule="b n -> b k",
-  need_replication_factors=("n", "k"),
-)
+  return (found,)
 
 
 def _kernel(scores_ref, out_ref, *, padded: int, k: int):
-  from jax.experimental.pallas import triton
-
   row, n = pl.program_id(0), scores_ref.shape[1]
   index = lax.broadcasted_iota(jnp.int32, (padded,), 0)
   is_real = index < n
-  scores = triton.load(scores_ref.at[row, index], mask=is_real, other=-jnp.inf)
+  scores = pallas_gpu.load(
+    scores_ref.at[row, index], mask=is_real, other=-jnp.inf
+  )
   bits = lax.bitcast_convert_type(scores, jnp.int32)
   key = jnp.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
   key = jnp.where(is_real, key, _PAST)
@@ -113,7 +86,7 @@ def _kernel(scores_ref, out_ref, *, padded: int, k: int):
   kept = above | (equal & (equal_before < need))
   place = (before >> 16) + jnp.minimum(equal_before, need)
   place = jnp.where(kept, place, k)  # interpreted, past the end is dropped
-  triton.store(out_ref.at[row, place], index, mask=kept)
+  pallas_gpu.store(out_ref.at[row, place], index, mask=kept)
 
 
 def _bound(key, k):

@@ -14,9 +14,7 @@ from gr_jax.models import config as config_lib
 from gr_jax.models import dropout as dropout_lib
 from gr_jax.models import layers, softmax_kernel
 
-# Finite on purpose: a row of padding, which no result depends on, stays a
-# number instead of becoming NaN and spoiling gradients. T5X's value.
-MASKED = -1e10
+MASKED = softmax_kernel.MASKED
 
 
 @struct.dataclass

@@ -27,7 +27,9 @@ from jax.experimental import pallas as pl
 from gr_jax.core import kernel_axes, pallas_gpu
 from gr_jax.models import dropout as dropout_lib
 
-MASKED = -1e10  # attention.MASKED
+# Finite on purpose: a row of padding, which no result depends on, stays a
+# number instead of becoming NaN and spoiling gradients. T5X's value.
+MASKED = -1e10
 LEAST, MOST = 32, 256  # keys: of fewer, most of a program's would be absent
 _ROWS = 32  # of a program: a query of a head each
 _EXAMPLES = 8  # of a program, where they share a bias

@@ -95,9 +95,10 @@ def counted_rows(
   workdir: Workdir,
   stored: prepare.StoredDataset,
   live: live_catalog.LiveCatalog,
-  examples: splits.Examples,
+  split: splits.Split,
   text: Float32[np.ndarray, "N D"],
   predictions: Sequence[Mapping[str, Predictions]],
+  denied: Mapping[str, Int32[np.ndarray, "U R"] | None],
   populations: Mapping[str, Bool[np.ndarray, "U"]],
   *,
   fused: bool,
@@ -112,13 +113,13 @@ def counted_rows(
     workdir: Where it lies.
     stored: The data set.
     live: The semantic IDs.
-    examples: The test examples.
+    split: Its split; the test examples are judged.
     text: Vectors of the items' texts.
     predictions: For each replica, the lists of each of the report's forms.
+    denied: The items that each of them leaves out.
     populations: Which users to average over, by name.
     fused: Whether the lists fused with the counters are a row.
   """
-  denied = prediction.denied_items(stored.interactions, examples)
   lists = [
     {
       form: prediction.drawn_items(
@@ -134,19 +135,19 @@ def counted_rows(
   ]
   counters = baselines.Fusion().fit(
     stored.interactions,
-    splits.leave_one_out(stored.interactions),
+    split,
     num_items=stored.catalog.num_items,
     vectors=text,
   )
-  histories = Histories.create(stored.interactions, examples)
-  targets = evaluator.targets(stored.interactions, examples)
+  histories = Histories.create(stored.interactions, split.test)
+  targets = evaluator.targets(stored.interactions, split.test)
   fusing = baselines.FusedRanks(
     counters,
     targets,
     [tuple(forms[form] for form in report.FORMS) for forms in lists],
   )
   listing = baselines.TopLists(
-    counters, examples.num_examples, config.decoding.beam_width
+    counters, targets.size, config.decoding.beam_width
   )
   visitors = [fusing] * fused + [listing] * config.decoding.rerank
   baselines.visit(counters, histories, visitors, description="fusing")
@@ -154,10 +155,9 @@ def counted_rows(
   if config.decoding.rerank:
     rows = reranked_rows(
       config,
-      workdir,
-      stored,
-      live,
-      examples,
+      reranking_stage.load(config, workdir, stored, live),
+      histories,
+      targets,
       lists,
       predictions,
       {form: getattr(listing, form) for form in report.FORMS},
@@ -177,10 +177,9 @@ def counted_rows(
 
 def reranked_rows(
   config: RunConfig,
-  workdir: Workdir,
-  stored: prepare.StoredDataset,
-  live: live_catalog.LiveCatalog,
-  examples: splits.Examples,
+  reranker: reranking_stage.Reranker,
+  histories: Histories,
+  targets: Int[np.ndarray, "U"],
   lists: Sequence[Mapping[str, Int[np.ndarray, "U W"]]],
   predictions: Sequence[Mapping[str, Predictions]],
   counted: Mapping[str, Int[np.ndarray, "U W"]],
@@ -190,18 +189,14 @@ def reranked_rows(
 
   Args:
     config: The run's settings.
-    workdir: Where it lies.
-    stored: The data set.
-    live: The semantic IDs.
-    examples: The test examples.
+    reranker: The fitted weights, and what they weigh.
+    histories: Of the test users.
+    targets: The items that came next.
     lists: For each replica, the items listed in each of the report's forms.
     predictions: Where they and their scores come from.
     counted: The items that the counters' fusion lists, likewise.
     populations: Which users to average over, by name.
   """
-  reranker = reranking_stage.load(config, workdir, stored, live)
-  histories = Histories.create(stored.interactions, examples)
-  targets = evaluator.targets(stored.interactions, examples)
 
   def averages(features, items, weights):
     items, _ = reranking.rerank(features, items, weights)
@@ -328,9 +323,10 @@ def measure(
       workdir,
       stored,
       live,
-      examples,
+      split,
       text,
       predictions,
+      denied,
       populations,
       fused=fused,
     )
