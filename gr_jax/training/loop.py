@@ -131,7 +131,7 @@ def train(
     loader: Where batches of `config.batch_size` come from.
     layout: How examples become tokens.
     config: Batch, loss, length and periods.
-    optimizer_config: AdamW's settings.
+    optimizer_config: The optimizer's settings.
     mesh: The devices.
     keys: The replicas' root keys, [R].
     validate: One replica's parameters to metrics; must hold

@@ -1,4 +1,4 @@
-"""The optimizer: AdamW with clipping and a schedule, from a dataclass."""
+"""The optimizer: AdamW or Adafactor, clipping, a schedule; from a dataclass."""
 
 import collections
 import dataclasses
@@ -11,24 +11,32 @@ from jaxtyping import Array, Float
 
 from gr_jax.core import checks
 
-SCHEDULES = ("cosine", "rsqrt", "constant")
+OPTIMIZERS = ("adamw", "adafactor")
+SCHEDULES = ("cosine", "rsqrt", "constant", "t5")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101).
+  """What turns gradients into updates, and how fast.
 
   Attributes:
-    learning_rate: Its peak, reached at the end of the warmup.
-    schedule: After the warmup: "cosine" to 0 at the last step, "rsqrt"
-      (peak * sqrt(warmup / step), T5's), or "constant".
-    warmup_steps: Steps of linear increase from 0.
+    name: "adamw" (Loshchilov and Hutter 2019, arXiv:1711.05101) or "adafactor"
+      (Shazeer and Stern 2018, arXiv:1804.04235, Algorithms 4 and 5: no first
+      moment, updates as large as the parameter they change times the rate),
+      T5's.
+    learning_rate: Its peak. Adafactor's is relative: T5's .01 is ten times
+      what AdamW bears.
+    schedule: After a linear warmup "cosine" to 0 at the last step, "rsqrt"
+      (peak * sqrt(warmup / step)) or "constant"; "t5" (arXiv:1910.10683,
+      section 3.1.2) is "rsqrt" with the peak from the first step on.
+    warmup_steps: Steps of linear increase from 0; of the peak under "t5".
     weight_decay: Decoupled decay of matrices; scales and biases are spared.
     clip_norm: Largest global norm of the gradient; 0 turns clipping off.
-    b1: Decay of the first moment.
-    b2: Decay of the second moment.
+    b1: Decay of AdamW's first moment.
+    b2: Decay of AdamW's second moment.
   """
 
+  name: str = "adamw"
   learning_rate: float = 1e-3
   schedule: str = "cosine"
   warmup_steps: int = 500
@@ -39,8 +47,8 @@ class OptimizerConfig:
 
   def __post_init__(self):
     """Refuses settings that cannot train."""
-    if self.schedule not in SCHEDULES:
-      checks.check_known(self.schedule, SCHEDULES, "schedule")
+    checks.check_known(self.name, OPTIMIZERS, "optimizer.name")
+    checks.check_known(self.schedule, SCHEDULES, "schedule")
     if self.learning_rate <= 0 or self.warmup_steps < 1:
       raise checks.InputError(
         "The optimizer needs learning_rate > 0 and warmup_steps >= 1; got "
@@ -65,10 +73,12 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     )
   peak, warmup = config.learning_rate, config.warmup_steps
   rise = optax.linear_schedule(0.0, peak, warmup)
+  if config.schedule == "t5":
+    rise = optax.constant_schedule(peak)
   match config.schedule:
     case "cosine":
       rest = optax.cosine_decay_schedule(peak, num_steps - warmup)
-    case "rsqrt":
+    case "rsqrt" | "t5":
 
       def rest(step):
         return peak * (warmup / (step + warmup)) ** 0.5
@@ -106,7 +116,7 @@ def clip_by_global_norm(most: float) -> optax.GradientTransformation:
 def make_optimizer(
   config: OptimizerConfig, num_steps: int
 ) -> optax.GradientTransformationExtraArgs:
-  """Returns the optax chain: clip, Adam, decoupled decay, schedule.
+  """Returns the optax chain: clip, direction, decoupled decay, schedule.
 
   Its `update` takes a `learning_rate` too, float32 [], in place of the
   config's, so that replicas of one program can differ in it.
@@ -118,17 +128,29 @@ def make_optimizer(
   Raises:
     InputError: As `make_schedule`.
   """
+  if config.name == "adafactor":
+    direction = optax.chain(
+      optax.scale_by_factored_rms(),
+      optax.clip_by_block_rms(1.0),
+      optax.scale_by_param_block_rms(),
+    )
+  else:
+    direction = optax.scale_by_adam(b1=config.b1, b2=config.b2)
+  schedule = make_schedule(
+    dataclasses.replace(config, learning_rate=1.0), num_steps
+  )
   chain = optax.chain(
     clip_by_global_norm(config.clip_norm)
     if config.clip_norm
     else optax.identity(),
-    optax.adamw(
-      make_schedule(dataclasses.replace(config, learning_rate=1.0), num_steps),
-      b1=config.b1,
-      b2=config.b2,
-      weight_decay=config.weight_decay,
-      # Norm scales are vectors; decaying them pulls activations to zero.
-      mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+    optax.chain(
+      direction,
+      optax.add_decayed_weights(
+        config.weight_decay,
+        # Norm scales are vectors; decaying them pulls activations to zero.
+        mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+      ),
+      optax.scale_by_learning_rate(schedule),
     ),
   )
 

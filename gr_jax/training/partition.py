@@ -41,7 +41,8 @@ RULES: Mapping[str, Mapping[str, str]] = {
 def state_shardings(state: Any, mesh: Mesh, rules: Mapping[str, str]) -> Any:
   """Returns a tree like a training state of where its arrays lie.
 
-  Moments lie as the parameters they belong to, counters on every device.
+  Moments lie as the parameters they belong to, counters on every device, and
+  so do Adafactor's means over a matrix's rows and columns.
 
   Args:
     state: A `TrainState` or its shapes; its parameters lead with the axis
@@ -59,14 +60,21 @@ def state_shardings(state: Any, mesh: Mesh, rules: Mapping[str, str]) -> Any:
     sharding_lib.logical_axes(one),
     is_leaf=lambda x: isinstance(x, PartitionSpec),
   )
-  axes = {_names(path): PartitionSpec(REPLICA, *spec) for path, spec in specs}
+  shapes = [leaf.shape for leaf in jax.tree.leaves(state.params)]
+  found = {
+    _names(path): (PartitionSpec(REPLICA, *spec), shape)
+    for (path, spec), shape in zip(specs, shapes, strict=True)
+  }
 
   def find(path, leaf) -> NamedSharding:
     names = _names(path)
-    if names not in axes:
+    if names not in found:
       return mesh_lib.replicated(mesh)
+    axes, shape = found[names]
+    if leaf.shape != shape:
+      axes = PartitionSpec(REPLICA, *[None] * (leaf.ndim - 1))
     return mesh_lib.shard_by_rules(
-      mesh, axes[names], leaf.shape, rules, "/".join(names)
+      mesh, axes, leaf.shape, rules, "/".join(names)
     )
 
   return jax.tree_util.tree_map_with_path(find, state)

@@ -2,9 +2,10 @@
 
 import pytest
 
-from configs import quickstart
+from configs import beauty, office, quickstart, sasrec, tiger, toys
 from gr_jax import stages
 from gr_jax.core.checks import InputError
+from gr_jax.training import optimizer
 
 
 def _refusal(change):
@@ -121,6 +122,36 @@ def test_widths_of_the_levels():
   decoding = stages.RunConfig.from_dict(config).decoding
   assert decoding.widths() == (80, 60, 50)
   assert decoding.widths(at_least=70) == (80, 70, 70)
+
+
+@pytest.mark.parametrize(
+  ("module", "args"),
+  [
+    (beauty, ("", "best", "cpu")),
+    (toys, ("", "best", "cpu")),
+    (office, ("", "cpu")),
+    (sasrec, ("beauty", "toys")),
+    (tiger, ("beauty", "toys")),
+  ],
+)
+def test_every_experiment_builds(module, args):
+  for arg in args:
+    stages.RunConfig.from_dict(module.get_config(arg).to_dict())
+  with pytest.raises(ValueError, match="Unknown .* 'x'; use"):
+    module.get_config("x")
+
+
+def test_tiger_is_as_large_as_the_paper_says():
+  built = stages.RunConfig.from_dict(tiger.get_config("toys").to_dict())
+  # Section 4.1: tokens of 4 x 256 codes and 2,000 users, widths, steps.
+  network = built.generator(2 + 2_000 + 4 * 256)
+  assert (network.num_heads, network.head_dim, network.mlp_dim) == (6, 64, 1024)
+  assert (network.emb_dim, network.num_encoder_layers) == (128, 4)
+  assert built.task.num_user_buckets == 2_000
+  assert (built.training.batch_size, built.training.num_steps) == (256, 100_000)
+  rate = optimizer.make_schedule(built.optimizer, built.training.num_steps)
+  for step, want in ((1, 0.01), (10_000, 0.01), (40_000, 0.005)):
+    assert float(rate(step)) == pytest.approx(want)
 
 
 def test_sections_keep_what_was_asked_for():

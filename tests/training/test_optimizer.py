@@ -27,6 +27,48 @@ def test_schedules_by_hand(schedule, at_end, at_40):
     np.testing.assert_allclose(rate(jnp.float32(40)), at_40, rtol=1e-6)
 
 
+def test_t5_s_schedule_holds_its_peak_then_falls():
+  config = OptimizerConfig(learning_rate=1.0, schedule="t5", warmup_steps=10)
+  rate = optimizer_lib.make_schedule(config, 100)
+  for step, want in ((0, 1.0), (10, 1.0), (40, 0.5), (90, 1 / 3)):
+    np.testing.assert_allclose(rate(jnp.float32(step)), want, rtol=1e-6)
+
+
+def test_adafactor_is_optax_s():
+  draw = np.random.default_rng(0)
+  # A matrix large enough to be factored, one that is not, a vector.
+  shapes = {"wide": (128, 130), "small": (3, 4), "scale": (5,)}
+  params = {k: jnp.asarray(draw.normal(size=v)) for k, v in shapes.items()}
+  config = OptimizerConfig(
+    name="adafactor", learning_rate=0.01, schedule="t5",
+    warmup_steps=2, weight_decay=0.0, clip_norm=0.0,
+  )  # fmt: skip
+  ours = optimizer_lib.make_optimizer(config, 10)
+  theirs = optax.adafactor(lambda step: 0.01 / max(1.0, step / 2) ** 0.5)
+  our_state, their_state = ours.init(params), theirs.init(params)
+  for _ in range(4):
+    grads = {k: jnp.asarray(draw.normal(size=v)) for k, v in shapes.items()}
+    got, our_state = ours.update(grads, our_state, params)
+    want, their_state = theirs.update(grads, their_state, params)
+    for name in shapes:
+      np.testing.assert_allclose(got[name], want[name], rtol=1e-5)
+    params = optax.apply_updates(params, got)
+
+
+def test_adafactor_s_first_step_by_hand():
+  # Of one element the second moment is g^2 and the direction its sign; the
+  # step is the rate times the parameter, and a thousandth of it at least.
+  params = {"a": jnp.full((1,), -4.0), "b": jnp.zeros((1,))}
+  config = OptimizerConfig(
+    name="adafactor", learning_rate=0.01, schedule="t5", clip_norm=0.0
+  )
+  chain = optimizer_lib.make_optimizer(config, 1_000)
+  grads = {"a": jnp.full((1,), 7.0), "b": jnp.full((1,), -3.0)}
+  updates, _ = chain.update(grads, chain.init(params), params)
+  np.testing.assert_allclose(updates["a"], [-0.04], rtol=1e-6)
+  np.testing.assert_allclose(updates["b"], [1e-5], rtol=1e-6)
+
+
 def test_decay_spares_vectors_and_clipping_bounds_the_gradient():
   params = {"kernel": jnp.ones((2, 2)), "scale": jnp.ones(2)}
   config = OptimizerConfig(
@@ -42,6 +84,8 @@ def test_decay_spares_vectors_and_clipping_bounds_the_gradient():
 
 
 def test_refusals():
+  with pytest.raises(checks.InputError, match="Unknown optimizer.name 'adam'"):
+    OptimizerConfig(name="adam")
   with pytest.raises(checks.InputError, match="Unknown schedule 'cosin'"):
     OptimizerConfig(schedule="cosin")
   with pytest.raises(checks.InputError, match="learning_rate=0"):

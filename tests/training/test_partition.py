@@ -29,15 +29,15 @@ def model(world):
   return world.model.clone(config=config.__class__(**settings))
 
 
-def _train(world, model, mesh, rules, num_steps=3, replicas=1):
-  chain = optimizer.make_optimizer(CONFIG, 100)
+def _train(world, model, mesh, rules, num_steps=3, replicas=1, config=CONFIG):
+  chain = optimizer.make_optimizer(config, 100)
   shardings, make_state = loop.planned_state(
     model, chain, world.layout, mesh, rules, _keys(7, replicas)
   )
   loader = loaders.DeviceLoader(world.data, world.layout, mesh, batch_size=16)
   run = step.make_train_steps(
     model, chain, mesh, sampler=loader.sampler, num_steps=1,
-    learning_rates=[CONFIG.learning_rate] * replicas,
+    learning_rates=[config.learning_rate] * replicas,
     dropout_rates=[0.0] * replicas, shardings=shardings,
   )  # fmt: skip
   state, rows = make_state(), []
@@ -194,6 +194,45 @@ def test_fsdp_gathers_parameters_and_keeps_moments_apart(world, model):
   )
   assert shardings.step.spec == PartitionSpec()
   assert shardings.opt_state[1][0].count.spec == PartitionSpec()
+
+
+ADAFACTOR = optimizer.OptimizerConfig(
+  name="adafactor", learning_rate=0.01, schedule="t5", warmup_steps=2
+)
+
+
+def test_adafactor_trains_alike_on_many_devices(world, model, one_device):
+  want_state, want_rows = _train(world, model, one_device, {}, config=ADAFACTOR)
+  mesh = mesh_lib.make_mesh(jax.devices()[:NUM_DEVICES], data=4, model=2)
+  state, rows = _train(
+    world, model, mesh, partition.RULES["fsdp_tensor"], config=ADAFACTOR
+  )
+  np.testing.assert_allclose(rows, want_rows, rtol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+    jax.device_get(state.params),
+    jax.device_get(want_state.params),
+  )
+
+
+def test_adafactor_s_rows_and_columns_lie_on_every_device():
+  # 128 is where optax begins to keep rows and columns in a matrix's place.
+  params = {"mlp": {"wo": {"kernel": jnp.zeros((2, 256, 128))}}}
+  state = init_state(params, optimizer.make_optimizer(ADAFACTOR, 100))
+  mesh = mesh_lib.make_mesh(jax.devices()[:NUM_DEVICES], data=2, model=4)
+
+  def specs(rules):
+    found = partition.state_shardings(state, mesh, partition.RULES[rules])
+    factored = found.opt_state[1][0][0]
+    kernels = [found.params, factored.v_row, factored.v_col, factored.v]
+    return [tree["mlp"]["wo"]["kernel"].spec for tree in kernels]
+
+  everywhere = PartitionSpec(None, None)
+  assert specs("fsdp_tensor") == [
+    PartitionSpec(None, "model", "data"), *[everywhere] * 3
+  ]  # fmt: skip
+  split = PartitionSpec("data", None)
+  assert specs("replicas") == [PartitionSpec("data", None, None), *[split] * 3]
 
 
 def test_refusals():
