@@ -1,5 +1,6 @@
 """T5 attention: relative position bias, masks, dense and cached attention."""
 
+import math
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from gr_jax.models import dropout as dropout_lib
 from gr_jax.models import layers, softmax_kernel
 
 MASKED = softmax_kernel.MASKED
+_ALIGNMENT = 8  # elements of bfloat16
 
 
 @struct.dataclass
@@ -184,7 +186,12 @@ class Attention(nn.Module):
     """Attends with queries and outputs in the memory's own space."""
     cfg = self.config
     batch, num_queries, width = x.shape
-    rows = num_queries * cfg.num_heads
+    sizes = num_queries, memory.shape[1]
+    if x.dtype == jnp.bfloat16:
+      # Rows and columns of logits begin where matrix units can read them.
+      memory = _pad_to(memory, _ALIGNMENT)
+      x = _pad_to(x, _ALIGNMENT // math.gcd(_ALIGNMENT, cfg.num_heads))
+    rows = x.shape[1] * cfg.num_heads
     query, key = (
       dense.kernel.reshape(width, cfg.num_heads, cfg.head_dim)
       for dense in (self.query, self.key)
@@ -192,16 +199,17 @@ class Attention(nn.Module):
     to_memory = jnp.einsum("ead,fad->eaf", query, key)  # [E, A, E]
     x = jnp.dot(x, to_memory.reshape(width, -1).astype(x.dtype))
     logits = jnp.einsum("bge,bse->bgs", x.reshape(batch, rows, width), memory)
-    logits = logits.reshape(batch, num_queries, cfg.num_heads, -1)
+    logits = logits.reshape(batch, -1, cfg.num_heads, logits.shape[-1])
     if bias is not None:
       bias = jnp.transpose(bias, (1, 0, 2))  # [Q, A, S]
-    weights = _dropped_weights(logits, mask, bias, dropout)
+    weights = _dropped_weights(logits, mask, bias, dropout, sizes)
     mixed = jnp.einsum("bgs,bse->bge", weights.reshape(batch, rows, -1), memory)
     value = self.value.kernel.reshape(width, cfg.num_heads, cfg.head_dim)
     out = self.out.kernel.reshape(cfg.num_heads, cfg.head_dim, width)
     from_memory = jnp.einsum("ead,adf->aef", value, out)  # [A, E, E]
-    mixed = mixed.reshape(batch, num_queries, -1)  # [B, Q, A E]
-    return jnp.dot(mixed, from_memory.reshape(-1, width).astype(x.dtype))
+    mixed = mixed.reshape(batch, -1, cfg.num_heads * width)  # [B, Q, A E]
+    out = jnp.dot(mixed, from_memory.reshape(-1, width).astype(x.dtype))
+    return out[:, :num_queries]
 
   def project(self, memory: Float[Array, "B S E"]) -> KeysValues:
     """Returns the keys and values of memory, [B, S, A, Dh] each."""
@@ -308,30 +316,37 @@ def _weights(query, key, *, mask, bias):
   )
 
 
-def _dropped_weights(logits, mask, bias, dropout):
+def _pad_to(x, multiple):
+  """Pads the second axis of [B, S, E] to a multiple."""
+  return jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), (0, 0)))
+
+
+def _dropped_weights(logits, mask, bias, dropout, sizes):
   """Returns attention weights after dropout, in the logits' dtype.
 
   Args:
-    logits: [B, Q, A, S].
+    logits: [B, Q or more, A, S or more].
     mask: bool [#B, #Q, S] or None.
     bias: float32 [Q, A, S] or None.
     dropout: Drops weights, at one site; None not.
+    sizes: Q and S; what lies past them weighs 0.
   """
   mask = None if mask is None else jnp.asarray(mask)
-  if softmax_kernel.is_usable(logits.shape[-1], logits.dtype):
-    return softmax_kernel.weights(logits, bias, mask, dropout)
+  if softmax_kernel.is_usable(sizes[1], logits.dtype):
+    return softmax_kernel.weights(logits, bias, mask, dropout, sizes=sizes)
+  absent = [(0, logits.shape[1] - sizes[0]), (0, logits.shape[3] - sizes[1])]
   weights = masked_softmax(
-    logits,
+    logits[:, : sizes[0], :, : sizes[1]],
     None if bias is None else bias[None],
     None if mask is None else mask[:, :, None],
   )
-  if dropout is None:
-    return weights
-  shape = weights.shape
-  if dropout.shared:
-    shape = (shape[0], 1, *shape[2:])
-  scale = dropout.scale(0, shape, weights.dtype)
-  return weights * jnp.broadcast_to(scale, weights.shape)
+  if dropout is not None:
+    shape = weights.shape
+    if dropout.shared:
+      shape = (shape[0], 1, *shape[2:])
+    scale = dropout.scale(0, shape, weights.dtype)
+    weights = weights * jnp.broadcast_to(scale, weights.shape)
+  return jnp.pad(weights, [(0, 0), absent[0], (0, 0), absent[1]])
 
 
 def masked_softmax(
