@@ -1,6 +1,7 @@
 """T5 attention: relative position bias, masks, dense and cached attention."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,7 +17,15 @@ from gr_jax.models import dropout as dropout_lib
 from gr_jax.models import layers, softmax_kernel
 
 MASKED = softmax_kernel.MASKED
-_ALIGNMENT = 8  # elements of bfloat16
+_ALIGNMENT = 8  # of what matrix units read, in elements of bfloat16
+
+
+@struct.dataclass
+class Products:
+  """Kernels of a layer that forms no keys and values, in its dtype."""
+
+  to_memory: Any  # query key^T [E, A E]
+  from_memory: Any  # value out [A E, E]
 
 
 @struct.dataclass
@@ -154,6 +163,7 @@ class Attention(nn.Module):
     mask: Bool[Array, "#B #Q S"] | Bool[np.ndarray, "#B #Q S"] | None = None,
     bias: Float[Array, "A Q S"] | None = None,
     dropout: dropout_lib.Dropout | None = None,
+    products: Products | None = None,
   ) -> Float[Array, "B Q E"]:
     """Attends from x to memory (x itself in self-attention).
 
@@ -163,12 +173,14 @@ class Attention(nn.Module):
       mask: True where a query may see a key; None when it sees all.
       bias: Added to the logits.
       dropout: Drops attention weights, at one site.
+      products: This layer's, from `kernel_products`; None computes them.
 
     Returns:
       The heads' outputs through `out`, in the config's dtype.
     """
-    if self.config.emb_dim <= 2 * self.config.head_dim:
-      return self._attend_unprojected(x, memory, mask, bias, dropout)
+    if self.is_unprojected:
+      products = products or kernel_products([self])[0]
+      return self._attend_unprojected(x, memory, mask, bias, dropout, products)
     query = self._split(self.query(x))  # [B, Q, A, Dh]
     memory = self.project(memory)
     weights = _weights(query, memory.key, mask=mask, bias=bias)
@@ -182,7 +194,12 @@ class Attention(nn.Module):
     heads = jnp.einsum("baqs,bsad->bqad", weights, value)
     return self.out(self._join(heads))
 
-  def _attend_unprojected(self, x, memory, mask, bias, dropout):
+  @property
+  def is_unprojected(self) -> bool:
+    """Whether `__call__` forms no keys and values."""
+    return self.config.emb_dim <= 2 * self.config.head_dim
+
+  def _attend_unprojected(self, x, memory, mask, bias, dropout, products):
     """Attends with queries and outputs in the memory's own space."""
     cfg = self.config
     batch, num_queries, width = x.shape
@@ -192,24 +209,15 @@ class Attention(nn.Module):
       memory = _pad_to(memory, _ALIGNMENT)
       x = _pad_to(x, _ALIGNMENT // math.gcd(_ALIGNMENT, cfg.num_heads))
     rows = x.shape[1] * cfg.num_heads
-    query, key = (
-      dense.kernel.reshape(width, cfg.num_heads, cfg.head_dim)
-      for dense in (self.query, self.key)
-    )
-    to_memory = jnp.einsum("ead,fad->eaf", query, key)  # [E, A, E]
-    x = jnp.dot(x, to_memory.reshape(width, -1).astype(x.dtype))
+    x = jnp.dot(x, products.to_memory)
     logits = jnp.einsum("bge,bse->bgs", x.reshape(batch, rows, width), memory)
     logits = logits.reshape(batch, -1, cfg.num_heads, logits.shape[-1])
     if bias is not None:
       bias = jnp.transpose(bias, (1, 0, 2))  # [Q, A, S]
     weights = _dropped_weights(logits, mask, bias, dropout, sizes)
     mixed = jnp.einsum("bgs,bse->bge", weights.reshape(batch, rows, -1), memory)
-    value = self.value.kernel.reshape(width, cfg.num_heads, cfg.head_dim)
-    out = self.out.kernel.reshape(cfg.num_heads, cfg.head_dim, width)
-    from_memory = jnp.einsum("ead,adf->aef", value, out)  # [A, E, E]
     mixed = mixed.reshape(batch, -1, cfg.num_heads * width)  # [B, Q, A E]
-    out = jnp.dot(mixed, from_memory.reshape(-1, width).astype(x.dtype))
-    return out[:, :num_queries]
+    return jnp.dot(mixed, products.from_memory)[:, :num_queries]
 
   def project(self, memory: Float[Array, "B S E"]) -> KeysValues:
     """Returns the keys and values of memory, [B, S, A, Dh] each."""
@@ -285,6 +293,44 @@ class Attention(nn.Module):
 
   def _join(self, x):
     return x.reshape(*x.shape[:-2], self.config.joined_dim)
+
+
+def kernel_products(
+  attentions: Sequence[Attention],
+) -> list[Products | None]:
+  """Returns each layer's products; None of layers that form keys and values.
+
+  All at once: they are small, and starting a GPU's kernel is most of its time.
+
+  Args:
+    attentions: Layers of one config.
+  """
+  if not any(each.is_unprojected for each in attentions):
+    return [None] * len(attentions)
+  cfg = attentions[0].config
+
+  def stack(name, *shape):
+    kernels = [getattr(each, name).kernel for each in attentions]
+    return jnp.stack(kernels).reshape(-1, *shape)
+
+  def split(products, *shape):
+    products = products.astype(cfg.activation_dtype)
+    parts = jax.lax.split(products, [1] * len(attentions))
+    return [part.reshape(shape) for part in parts]
+
+  width, heads = cfg.emb_dim, (cfg.num_heads, cfg.head_dim)
+  query, key, value = (
+    stack(name, width, *heads) for name in ("query", "key", "value")
+  )
+  out = stack("out", *heads, width)
+  to_memory = jnp.einsum("nead,nfad->neaf", query, key)  # [n, E, A, E]
+  from_memory = jnp.einsum("nead,nadf->naef", value, out)  # [n, A, E, E]
+  return [
+    Products(*pair)
+    for pair in zip(
+      split(to_memory, width, -1), split(from_memory, -1, width), strict=True
+    )
+  ]
 
 
 def empty_cache(

@@ -57,10 +57,18 @@ class EncoderLayer(nn.Module):
     mask: Mask,
     bias: Float[Array, "A S S"],
     dropout: dropout_lib.Dropout | None,
+    products: attention.Products | None,
   ) -> Float[Array, "B S E"]:
     """Returns the layer's output, dropping at ENCODER_LAYER_SITES sites."""
     y = self.pre_attention_layer_norm(x)
-    y = self.attention(y, y, mask=mask, bias=bias, dropout=sites(dropout, 0, 1))
+    y = self.attention(
+      y,
+      y,
+      mask=mask,
+      bias=bias,
+      dropout=sites(dropout, 0, 1),
+      products=products,
+    )
     x = x + drop(dropout, 1, y)
     y = self.mlp(self.pre_mlp_layer_norm(x), sites(dropout, 2, 1))
     return x + drop(dropout, 3, y)
@@ -90,16 +98,26 @@ class DecoderLayer(nn.Module):
     bias: Float[Array, "A T T"],
     cross_mask: Mask,
     dropout: dropout_lib.Dropout | None,
+    products: tuple[attention.Products | None, attention.Products | None],
   ) -> Float[Array, "B T E"]:
     """Returns the layer's output, dropping at DECODER_LAYER_SITES sites."""
     y = self.pre_self_attention_layer_norm(x)
     y = self.self_attention(
-      y, y, mask=mask, bias=bias, dropout=sites(dropout, 0, 1)
+      y,
+      y,
+      mask=mask,
+      bias=bias,
+      dropout=sites(dropout, 0, 1),
+      products=products[0],
     )
     x = x + drop(dropout, 1, y)
     y = self.pre_cross_attention_layer_norm(x)
     y = self.encoder_decoder_attention(
-      y, encoded, mask=cross_mask, dropout=sites(dropout, 2, 1)
+      y,
+      encoded,
+      mask=cross_mask,
+      dropout=sites(dropout, 2, 1),
+      products=products[1],
     )
     x = x + drop(dropout, 3, y)
     y = self.mlp(self.pre_mlp_layer_norm(x), sites(dropout, 4, 1))
@@ -146,11 +164,12 @@ class Encoder(nn.Module):
     """Returns the encoded inputs."""
     positions = range(x.shape[1])
     bias = self.relpos_bias(positions, positions)
+    products = attention.kernel_products([x.attention for x in self.layers])
     x = drop(dropout, 0, x)
     for index, layer in enumerate(self.layers):
       first = 2 + ENCODER_LAYER_SITES * index
       part = sites(dropout, first, ENCODER_LAYER_SITES)
-      x = layer(x, mask=mask, bias=bias, dropout=part)
+      x = layer(x, mask=mask, bias=bias, dropout=part, products=products[index])
     # The one place where T5X draws a mask per element.
     return drop(dropout, 1, self.encoder_norm(x), shared=False)
 
@@ -183,12 +202,25 @@ class Decoder(nn.Module):
     """Returns the last hidden states, before the head."""
     positions = range(x.shape[1])
     bias = self.relpos_bias(positions, positions)
+    products = attention.kernel_products(
+      [
+        each
+        for x in self.layers
+        for each in (x.self_attention, x.encoder_decoder_attention)
+      ]
+    )
     x = drop(dropout, 0, x)
     for index, layer in enumerate(self.layers):
       first = 2 + DECODER_LAYER_SITES * index
       part = sites(dropout, first, DECODER_LAYER_SITES)
       x = layer(
-        x, encoded, mask=mask, bias=bias, cross_mask=cross_mask, dropout=part
+        x,
+        encoded,
+        mask=mask,
+        bias=bias,
+        cross_mask=cross_mask,
+        dropout=part,
+        products=tuple(products[2 * index : 2 * index + 2]),
       )
     return drop(dropout, 1, self.decoder_norm(x))
 
