@@ -17,7 +17,6 @@ from gr_jax.models import dropout as dropout_lib
 from gr_jax.models import layers, softmax_kernel
 
 MASKED = softmax_kernel.MASKED
-_ALIGNMENT = 8  # of what matrix units read, in elements of bfloat16
 
 
 @struct.dataclass
@@ -181,9 +180,12 @@ class Attention(nn.Module):
     if self.is_unprojected:
       products = products or kernel_products([self])[0]
       return self._attend_unprojected(x, memory, mask, bias, dropout, products)
+    sizes = x.shape[1], memory.shape[1]
     query = self._split(self.query(x))  # [B, Q, A, Dh]
     memory = self.project(memory)
-    weights = _weights(query, memory.key, mask=mask, bias=bias)
+    alignment = _alignment(x.dtype)
+    query, key = (_pad_to(each, alignment) for each in (query, memory.key))
+    weights = _weights(query, key, mask=mask, bias=bias, sizes=sizes)
     value = memory.value
     if dropout is not None and dropout.shared:
       # One mask for all queries: scaling V's rows is the same, and smaller.
@@ -191,8 +193,10 @@ class Attention(nn.Module):
       value = value * jnp.broadcast_to(scale, value.shape)
     elif dropout is not None:
       weights = weights * dropout.scale(0, weights.shape, weights.dtype)
+    value = _pad_to(value, alignment)
+    weights = _pad_all(weights, (query.shape[1], value.shape[1]), (2, 3))
     heads = jnp.einsum("baqs,bsad->bqad", weights, value)
-    return self.out(self._join(heads))
+    return self.out(self._join(heads[:, : sizes[0]]))
 
   @property
   def is_unprojected(self) -> bool:
@@ -204,10 +208,9 @@ class Attention(nn.Module):
     cfg = self.config
     batch, num_queries, width = x.shape
     sizes = num_queries, memory.shape[1]
-    if x.dtype == jnp.bfloat16:
-      # Rows and columns of logits begin where matrix units can read them.
-      memory = _pad_to(memory, _ALIGNMENT)
-      x = _pad_to(x, _ALIGNMENT // math.gcd(_ALIGNMENT, cfg.num_heads))
+    alignment = _alignment(x.dtype)
+    memory = _pad_to(memory, alignment)
+    x = _pad_to(x, alignment // math.gcd(alignment, cfg.num_heads))
     rows = x.shape[1] * cfg.num_heads
     x = jnp.dot(x, products.to_memory)
     logits = jnp.einsum("bge,bse->bgs", x.reshape(batch, rows, width), memory)
@@ -352,9 +355,19 @@ def _logits(query, key, *, mask, bias):
   return logits
 
 
-def _weights(query, key, *, mask, bias):
-  """Returns attention weights [B, A, Q, S] in the query's dtype."""
+def _weights(query, key, *, mask, bias, sizes=None):
+  """Returns attention weights [B, A, Q, S] in the query's dtype.
+
+  Args:
+    query: [B, Q or more, A, Dh].
+    key: [B, S or more, A, Dh].
+    mask: bool [#B, #Q, S] or None.
+    bias: float32 [A, Q, S] or None.
+    sizes: Q and S; None for all there are.
+  """
   logits = jnp.einsum("bqad,bsad->baqs", query, key)
+  if sizes is not None:
+    logits = logits[:, :, : sizes[0], : sizes[1]]
   return masked_softmax(
     logits,
     None if bias is None else bias[None],
@@ -362,9 +375,27 @@ def _weights(query, key, *, mask, bias):
   )
 
 
+def _alignment(dtype):
+  """Returns what lengths are a multiple of that matrix units read at once.
+
+  Where they are not, XLA pads logits and weights, the largest arrays there are.
+  """
+  if dtype == jnp.bfloat16:
+    return 8
+  return 1 if jax.default_backend() == "cpu" else 4
+
+
 def _pad_to(x, multiple):
-  """Pads the second axis of [B, S, E] to a multiple."""
-  return jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), (0, 0)))
+  """Pads the second axis of [B, S, ...] to a multiple."""
+  return _pad_all(x, (x.shape[1] + -x.shape[1] % multiple,), (1,))
+
+
+def _pad_all(x, lengths, axes):
+  """Pads axes with zeros to these lengths."""
+  absent = [(0, 0)] * x.ndim
+  for length, axis in zip(lengths, axes, strict=True):
+    absent[axis] = (0, length - x.shape[axis])
+  return jnp.pad(x, absent)
 
 
 def _dropped_weights(logits, mask, bias, dropout, sizes):
@@ -380,7 +411,6 @@ def _dropped_weights(logits, mask, bias, dropout, sizes):
   mask = None if mask is None else jnp.asarray(mask)
   if softmax_kernel.is_usable(sizes[1], logits.dtype):
     return softmax_kernel.weights(logits, bias, mask, dropout, sizes=sizes)
-  absent = [(0, logits.shape[1] - sizes[0]), (0, logits.shape[3] - sizes[1])]
   weights = masked_softmax(
     logits[:, : sizes[0], :, : sizes[1]],
     None if bias is None else bias[None],
@@ -392,7 +422,7 @@ def _dropped_weights(logits, mask, bias, dropout, sizes):
       shape = (shape[0], 1, *shape[2:])
     scale = dropout.scale(0, shape, weights.dtype)
     weights = weights * jnp.broadcast_to(scale, weights.shape)
-  return jnp.pad(weights, [(0, 0), absent[0], (0, 0), absent[1]])
+  return _pad_all(weights, (logits.shape[1], logits.shape[3]), (1, 3))
 
 
 def masked_softmax(
