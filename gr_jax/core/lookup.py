@@ -1,10 +1,9 @@
-"""Table lookup whose gradient is a matmul where that is faster.
+"""Table lookup whose gradient is a matmul.
 
 The gradient of `table[ids]` is a scatter-add, which accelerators serialize on
 repeated rows (padding, few codes, collapsed codebooks): it alone can double
 the time of a training step. The product of a one-hot matrix with the incoming
-gradient is the same sum on the matrix units. Of a large table that matrix is
-large, too, and ids repeat less: GPUs, which add atomically, do it as it is.
+gradient is the same sum on the matrix units.
 """
 
 import functools
@@ -18,9 +17,6 @@ from gr_jax.core.precision import bfloat16_parts
 
 # Largest one-hot block held at once: 128 M elements, 256 MB in bfloat16.
 _BLOCK_ELEMENTS = 1 << 27
-# Fewest rows of a table whose gradient a GPU scatters: 84,000 rows of 128 took
-# an H200 46 us, the one-hot matmul of 3,072 ids 510.
-_FEWEST_SCATTERED = 1024
 
 
 def lookup(
@@ -32,9 +28,7 @@ def lookup(
   """Gathers rows of `table`; differentiable once, in reverse, w.r.t. `table`.
 
   The forward pass is exact. The gradient is accumulated in float32; on a CPU,
-  where a scatter-add is faster, it is a scatter-add, and so it is on a GPU if
-  the table is large. A GPU adds in no fixed order, unless it is told to by
-  `--xla_gpu_deterministic_ops`.
+  where a scatter-add is faster, it is a scatter-add.
 
   >>> import jax.numpy as jnp
   >>> lookup(jnp.array([[1.0], [2.0]]), jnp.array([1, 1, 0])).tolist()
@@ -74,14 +68,8 @@ def _backward(precision, saved, gradient):
   ids, like = saved
   ids = ids.reshape(-1)  # [B]
   gradient = gradient.reshape(-1, gradient.shape[-1])  # [B, D]
-  num_rows = like.shape[0]
-  total = functools.partial(sum_by_id, num_rows=num_rows, precision=precision)
-  if num_rows >= _FEWEST_SCATTERED:
-    scattered = functools.partial(scatter_sum, num_rows=num_rows)
-    total = functools.partial(
-      lax.platform_dependent, cuda=scattered, default=total
-    )
-  return total(ids, gradient).astype(like.dtype), None
+  summed = sum_by_id(ids, gradient, num_rows=like.shape[0], precision=precision)
+  return summed.astype(like.dtype), None
 
 
 _lookup.defvjp(_forward, _backward)

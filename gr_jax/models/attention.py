@@ -1,6 +1,5 @@
 """T5 attention: relative position bias, masks, dense and cached attention."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -180,12 +179,9 @@ class Attention(nn.Module):
     if self.is_unprojected:
       products = products or kernel_products([self])[0]
       return self._attend_unprojected(x, memory, mask, bias, dropout, products)
-    sizes = x.shape[1], memory.shape[1]
     query = self._split(self.query(x))  # [B, Q, A, Dh]
     memory = self.project(memory)
-    alignment = _alignment(x.dtype)
-    query, key = (_pad_to(each, alignment) for each in (query, memory.key))
-    weights = _weights(query, key, mask=mask, bias=bias, sizes=sizes)
+    weights = _weights(query, memory.key, mask=mask, bias=bias)
     value = memory.value
     if dropout is not None and dropout.shared:
       # One mask for all queries: scaling V's rows is the same, and smaller.
@@ -193,10 +189,8 @@ class Attention(nn.Module):
       value = value * jnp.broadcast_to(scale, value.shape)
     elif dropout is not None:
       weights = weights * dropout.scale(0, weights.shape, weights.dtype)
-    value = _pad_to(value, alignment)
-    weights = _pad_all(weights, (query.shape[1], value.shape[1]), (2, 3))
     heads = jnp.einsum("baqs,bsad->bqad", weights, value)
-    return self.out(self._join(heads[:, : sizes[0]]))
+    return self.out(self._join(heads))
 
   @property
   def is_unprojected(self) -> bool:
@@ -207,20 +201,16 @@ class Attention(nn.Module):
     """Attends with queries and outputs in the memory's own space."""
     cfg = self.config
     batch, num_queries, width = x.shape
-    sizes = num_queries, memory.shape[1]
-    alignment = _alignment(x.dtype)
-    memory = _pad_to(memory, alignment)
-    x = _pad_to(x, alignment // math.gcd(alignment, cfg.num_heads))
-    rows = x.shape[1] * cfg.num_heads
+    rows = num_queries * cfg.num_heads
     x = jnp.dot(x, products.to_memory)
     logits = jnp.einsum("bge,bse->bgs", x.reshape(batch, rows, width), memory)
-    logits = logits.reshape(batch, -1, cfg.num_heads, logits.shape[-1])
+    logits = logits.reshape(batch, num_queries, cfg.num_heads, -1)
     if bias is not None:
       bias = jnp.transpose(bias, (1, 0, 2))  # [Q, A, S]
-    weights = _dropped_weights(logits, mask, bias, dropout, sizes)
+    weights = _dropped_weights(logits, mask, bias, dropout)
     mixed = jnp.einsum("bgs,bse->bge", weights.reshape(batch, rows, -1), memory)
-    mixed = mixed.reshape(batch, -1, cfg.num_heads * width)  # [B, Q, A E]
-    return jnp.dot(mixed, products.from_memory)[:, :num_queries]
+    mixed = mixed.reshape(batch, num_queries, -1)  # [B, Q, A E]
+    return jnp.dot(mixed, products.from_memory)
 
   def project(self, memory: Float[Array, "B S E"]) -> KeysValues:
     """Returns the keys and values of memory, [B, S, A, Dh] each."""
@@ -355,19 +345,9 @@ def _logits(query, key, *, mask, bias):
   return logits
 
 
-def _weights(query, key, *, mask, bias, sizes=None):
-  """Returns attention weights [B, A, Q, S] in the query's dtype.
-
-  Args:
-    query: [B, Q or more, A, Dh].
-    key: [B, S or more, A, Dh].
-    mask: bool [#B, #Q, S] or None.
-    bias: float32 [A, Q, S] or None.
-    sizes: Q and S; None for all there are.
-  """
+def _weights(query, key, *, mask, bias):
+  """Returns attention weights [B, A, Q, S] in the query's dtype."""
   logits = jnp.einsum("bqad,bsad->baqs", query, key)
-  if sizes is not None:
-    logits = logits[:, :, : sizes[0], : sizes[1]]
   return masked_softmax(
     logits,
     None if bias is None else bias[None],
@@ -375,54 +355,30 @@ def _weights(query, key, *, mask, bias, sizes=None):
   )
 
 
-def _alignment(dtype):
-  """Returns what lengths are a multiple of that matrix units read at once.
-
-  Where they are not, XLA pads logits and weights, the largest arrays there are.
-  """
-  if dtype == jnp.bfloat16:
-    return 8
-  return 1 if jax.default_backend() == "cpu" else 4
-
-
-def _pad_to(x, multiple):
-  """Pads the second axis of [B, S, ...] to a multiple."""
-  return _pad_all(x, (x.shape[1] + -x.shape[1] % multiple,), (1,))
-
-
-def _pad_all(x, lengths, axes):
-  """Pads axes with zeros to these lengths."""
-  absent = [(0, 0)] * x.ndim
-  for length, axis in zip(lengths, axes, strict=True):
-    absent[axis] = (0, length - x.shape[axis])
-  return jnp.pad(x, absent)
-
-
-def _dropped_weights(logits, mask, bias, dropout, sizes):
+def _dropped_weights(logits, mask, bias, dropout):
   """Returns attention weights after dropout, in the logits' dtype.
 
   Args:
-    logits: [B, Q or more, A, S or more].
+    logits: [B, Q, A, S].
     mask: bool [#B, #Q, S] or None.
     bias: float32 [Q, A, S] or None.
     dropout: Drops weights, at one site; None not.
-    sizes: Q and S; what lies past them weighs 0.
   """
   mask = None if mask is None else jnp.asarray(mask)
-  if softmax_kernel.is_usable(sizes[1], logits.dtype):
-    return softmax_kernel.weights(logits, bias, mask, dropout, sizes=sizes)
+  if softmax_kernel.is_usable(logits.shape[-1], logits.dtype):
+    return softmax_kernel.weights(logits, bias, mask, dropout)
   weights = masked_softmax(
-    logits[:, : sizes[0], :, : sizes[1]],
+    logits,
     None if bias is None else bias[None],
     None if mask is None else mask[:, :, None],
   )
-  if dropout is not None:
-    shape = weights.shape
-    if dropout.shared:
-      shape = (shape[0], 1, *shape[2:])
-    scale = dropout.scale(0, shape, weights.dtype)
-    weights = weights * jnp.broadcast_to(scale, weights.shape)
-  return _pad_all(weights, (logits.shape[1], logits.shape[3]), (1, 3))
+  if dropout is None:
+    return weights
+  shape = weights.shape
+  if dropout.shared:
+    shape = (shape[0], 1, *shape[2:])
+  scale = dropout.scale(0, shape, weights.dtype)
+  return weights * jnp.broadcast_to(scale, weights.shape)
 
 
 def masked_softmax(

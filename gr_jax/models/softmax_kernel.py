@@ -35,9 +35,8 @@ _ROWS = 32  # of a program: a query of a head each
 _EXAMPLES = 8  # of a program, where they share a bias
 _NUM_WARPS = 4
 _LOG2_E = math.log2(math.e)
-# Axes for `kernel_axes.split`. Logits may have more rows than queries and more
-# columns than keys.
-_LOGITS, _STATS = "r b p a w", "r b p a two"
+# Axes for `kernel_axes.split`.
+_LOGITS, _STATS = "r b q a s", "r b q a two"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +47,6 @@ class Form:
   has_mask: bool
   has_scale: bool
   has_words: bool
-  num_queries: int  # Q
-  num_keys: int  # S
   interpret: bool
 
 
@@ -58,8 +55,8 @@ class Operands:
   """Arrays of R replicas; None where the form has none."""
 
   # Any, not jax.Array: references, too, inside a kernel.
-  logits: Any  # [R, B, Q or more, A, S or more]
-  bias: Any = None  # float32 [R, Q, A, S]
+  logits: Any  # [R, B, Q, A, S]
+  bias: Any = None  # float32, as the logits without B
   mask: Any = None  # int8 [R, B or 1, Q or 1, S]
   scale: Any = None  # dropout's, one for all queries [R, B, A, S]
   words: Any = None  # or int32 [R, B, 3], see Dropout.row_words
@@ -80,33 +77,26 @@ def weights(
   mask: jax.Array | None,
   dropout: dropout_lib.Dropout | None,
   *,
-  sizes: tuple[int, int] | None = None,
   interpret: bool = False,
 ) -> jax.Array:
   """Returns what multiplies values: softmax over keys, and dropout.
 
   Args:
-    logits: [B, Q, A, S], or more than Q and S.
+    logits: [B, Q, A, S].
     bias: float32 [Q, A, S], added to them.
     mask: bool [#B, #Q, S], False where a weight shall be 0.
     dropout: Drops weights, at one site.
-    sizes: Q and S; None for all there are. Logits past them are not looked
-      at. Weights of what is no key are 0, those of what is no query no result.
     interpret: Runs the kernels in plain JAX, on any device.
 
   Returns:
     The logits' shape and dtype.
   """
   scale = words = None
-  batch, num_queries, num_heads, num_keys = logits.shape
-  if sizes is not None:
-    num_queries, num_keys = sizes
   if dropout is not None and dropout.shared:
-    shape = (batch, 1, num_heads, num_keys)
+    shape = (logits.shape[0], 1, *logits.shape[2:])
     scale = dropout.scale(0, shape, logits.dtype)[:, 0]
   elif dropout is not None:
-    shape = (batch, num_queries, num_heads, num_keys)
-    words = dropout.row_words(0, shape)
+    words = dropout.row_words(0, logits.shape)
   mask = None if mask is None else mask.astype(jnp.int8)
   operands = Operands(logits, bias, mask, scale, words)
   operands = jax.tree.map(lambda x: x[None], operands)
@@ -115,8 +105,6 @@ def weights(
     mask is not None,
     scale is not None,
     words is not None,
-    num_queries,
-    num_keys,
     interpret,
   )
   return _weights(form, operands)[0]
@@ -207,9 +195,7 @@ def _platform_backward(form: Form, operands: Operands, stats, gradient):
 
 def plain(form: Form, operands: Operands) -> jax.Array:
   """Returns what the forward kernel returns, as written."""
-  sizes = operands.logits.shape
-  wide = operands.logits[:, :, : form.num_queries, :, : form.num_keys]
-  wide = wide.astype(jnp.float32)
+  wide = operands.logits.astype(jnp.float32)
   if form.has_bias:
     wide = wide + operands.bias[:, None]
   if form.has_mask:
@@ -223,9 +209,7 @@ def plain(form: Form, operands: Operands) -> jax.Array:
     words = operands.words[:, :, None, None, None]
     words = [words[..., i] for i in range(3)]
     out = out * dropout_lib.scale_of_words(index, words).astype(out.dtype)
-  return jnp.pad(
-    out, [(0, full - size) for full, size in zip(sizes, out.shape, strict=True)]
-  )
+  return out
 
 
 def _plain_forward(form, *flat):
@@ -246,27 +230,14 @@ def _plain_backward(form, _, gradient, *flat):
 # --- The kernels. ---
 
 
-def _prepare(operands: Operands) -> Operands:
-  """Makes one axis of queries and heads, and all rows as long as logits'.
-
-  Bias in bits.
-  """
+def _merge_heads(operands: Operands) -> Operands:
+  """Makes one axis of queries and heads; bias in bits."""
   logits, bias = operands.logits, operands.bias
-  width = logits.shape[-1]
-
-  def lengthen(x):
-    # Masks of reads and writes that end anywhere would make them slow ones.
-    absent = width - x.shape[-1]
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, absent)])
-
+  rows = math.prod(logits.shape[2:4])
   if bias is not None:
-    bias = (bias * _LOG2_E).reshape(bias.shape[0], -1, bias.shape[-1])
-  logits = logits.reshape(*logits.shape[:2], -1, width)
-  return Operands(
-    logits,
-    *jax.tree.map(lengthen, (bias, operands.mask, operands.scale)),
-    operands.words,
-  )
+    bias = (bias * _LOG2_E).reshape(bias.shape[0], rows, -1)
+  logits = logits.reshape(*logits.shape[:2], rows, -1)
+  return operands.replace(logits=logits, bias=bias)
 
 
 def _call(kernel, name, form, num_heads, shapes, flat, logits):
@@ -285,7 +256,7 @@ def _call(kernel, name, form, num_heads, shapes, flat, logits):
 def _forward_flat(form: Form, *flat):
   operands = _unflatten(form, flat)
   shape = operands.logits.shape
-  operands = _prepare(operands)
+  operands = _merge_heads(operands)
   logits = operands.logits
   shapes = [
     jax.ShapeDtypeStruct(logits.shape, logits.dtype),
@@ -301,14 +272,13 @@ def _forward_flat(form: Form, *flat):
 def _backward_flat(form: Form, stats, gradient, *flat):
   operands = _unflatten(form, flat)
   shape = operands.logits.shape
-  operands = _prepare(operands)
+  operands = _merge_heads(operands)
   logits = operands.logits
   shapes = [jax.ShapeDtypeStruct(logits.shape, logits.dtype)]
   if form.has_bias:
     # Of every program's examples.
     count = pl.cdiv(shape[1], _EXAMPLES)
-    rows = form.num_queries * shape[3]
-    partial = (shape[0], count, rows, shape[4])
+    partial = (shape[0], count, *logits.shape[2:])
     shapes.append(jax.ShapeDtypeStruct(partial, jnp.float32))
   flat = (
     stats.reshape(*logits.shape[:-1], 2),
@@ -318,12 +288,7 @@ def _backward_flat(form: Form, stats, gradient, *flat):
   d_logits, *d_bias = _call(
     _backward_kernel, "softmax_backward", form, shape[3], shapes, flat, logits
   )
-  d_bias = [
-    jnp.sum(x, axis=1)[..., : form.num_keys].reshape(
-      shape[0], form.num_queries, shape[3], form.num_keys
-    )
-    for x in d_bias
-  ]
+  d_bias = [jnp.sum(x, axis=1).reshape(-1, *shape[2:]) for x in d_bias]
   return (d_logits.reshape(shape), *d_bias)
 
 
@@ -333,19 +298,16 @@ class _Rows:
   def __init__(self, form: Form, refs, num_heads: int):
     self.form, self.num_heads = form, num_heads
     self.refs = _unflatten(form, refs)
-    _, self.batch, all_rows, all_keys = self.refs.logits.shape
+    _, self.batch, self.num_rows, self.num_keys = self.refs.logits.shape
     self.replica = pl.program_id(2)
     self.first = pl.program_id(1) * _num_examples(form)
     rows = lax.broadcasted_iota(jnp.int32, (_ROWS,), 0)
     self.rows = pl.program_id(0) * _ROWS + rows
-    width = max(16, pl.next_power_of_2(all_keys))
+    width = max(16, pl.next_power_of_2(self.num_keys))
     self.keys = lax.broadcasted_iota(jnp.int32, (1, width), 1)
-    self.is_row = self.rows < form.num_queries * num_heads
-    self.is_key = self.keys < form.num_keys
-    is_place = self.keys < all_keys
-    self.is_there = self.is_row[:, None] & is_place
-    # All of what is written: what is not there must be a number, too.
-    self.is_out = (self.rows < all_rows)[:, None] & is_place
+    self.is_row = self.rows < self.num_rows
+    self.is_key = self.keys < self.num_keys
+    self.is_there = self.is_row[:, None] & self.is_key
     self.bias = None
     if form.has_bias:
       self.bias = _load(self.refs.bias.at[self.here()], self.is_there)
@@ -355,10 +317,9 @@ class _Rows:
     return (self.replica, *axes, self.rows[:, None], self.keys)
 
   def example(self, step):
-    """Returns an example's number, where its keys are, and its logits."""
+    """Returns an example's number, and where its rows and keys are."""
     example = self.first + step
-    is_example = example < self.batch
-    return example, self.is_there & is_example, self.is_out & is_example
+    return example, self.is_there & (example < self.batch)
 
   def logits(self, example, is_there):
     """Returns masked logits in bits, -inf where there is no key."""
@@ -385,7 +346,7 @@ class _Rows:
       return _load(refs.scale.at[where], is_there).astype(jnp.float32)
     example = jnp.minimum(example, self.batch - 1)
     words = [refs.words[self.replica, example, i] for i in range(3)]
-    index = self.rows[:, None] * self.form.num_keys + self.keys
+    index = self.rows[:, None] * self.num_keys + self.keys
     return dropout_lib.scale_of_words(index, words)
 
   @property
@@ -416,15 +377,15 @@ def _forward_kernel(*refs, form: Form, num_heads: int):
   rows = _Rows(form, refs, num_heads)
 
   def body(step, _):
-    example, is_there, is_out = rows.example(step)
+    example, is_there = rows.example(step)
     wide = rows.logits(example, is_there)
     top = jnp.max(wide, axis=1)
     weights = jnp.exp2(wide - top[:, None])
     factor = 1.0 / jnp.sum(weights, axis=1)
-    weights = weights * factor[:, None]
+    weights = (weights * factor[:, None]).astype(out_ref.dtype)
     if rows.drops:
-      weights = weights * rows.scale(example, is_there)
-    _store(out_ref.at[rows.here(example)], weights, is_out)
+      weights = weights.astype(jnp.float32) * rows.scale(example, is_there)
+    _store(out_ref.at[rows.here(example)], weights, is_there)
     is_row = rows.is_row & (example < rows.batch)
     at = (rows.replica, example, rows.rows)
     _store(stats_ref.at[(*at, 0)], top, is_row)
@@ -440,7 +401,7 @@ def _backward_kernel(stats_ref, gradient_ref, *refs, form, num_heads):
   rows = _Rows(form, refs, num_heads)
 
   def body(step, total):
-    example, is_there, is_out = rows.example(step)
+    example, is_there = rows.example(step)
     wide = rows.logits(example, is_there)
     is_row = rows.is_row & (example < rows.batch)
     at = (rows.replica, example, rows.rows)
@@ -454,7 +415,7 @@ def _backward_kernel(stats_ref, gradient_ref, *refs, form, num_heads):
       change = change * rows.scale(example, is_there)
     mean = jnp.sum(weights * change, axis=1)
     change = weights * (change - mean[:, None])
-    _store(d_logits_ref.at[rows.here(example)], change, is_out)
+    _store(d_logits_ref.at[rows.here(example)], change, is_there)
     return total + change if form.has_bias else total
 
   zeros = jnp.zeros(rows.is_there.shape, jnp.float32) if form.has_bias else 0

@@ -23,7 +23,8 @@ from gr_jax.tasks.windows import Batch, TrainingData, WindowLayout
 # of one that holds an example more; so many make that nothing.
 _SMALLEST_STRATUM = 256
 _MOST_STRATA = 32
-_ALIGNMENT = 8  # of rows of tokens, for matrix units' tiles
+# Lengths of rows are multiples of this: aligned tiles for matrix units.
+_LENGTH_MULTIPLE = 8
 _MOST_TARGETS = 16
 # What a decoder token costs, in encoder tokens: it attends to both sides.
 _DECODER_COST = 2
@@ -171,9 +172,8 @@ def make_plan(
     rows = _best_fit(room, width, width)
     target_room, target_width = room, width
   else:
-    width, rows = _cheapest(
-      room, layout.input_length, _DECODER_COST * layout.target_length
-    )
+    width = -(-layout.input_length // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+    rows = _cheapest(room, width, _DECODER_COST * layout.target_length)
     target_room = np.full_like(room, layout.target_length)
     target_width = layout.target_length * max(map(len, rows))
   rows = rows + [[]] * (-len(rows) % row_multiple)
@@ -209,19 +209,16 @@ def _places(
 
 
 def _cheapest(
-  room: Int64[np.ndarray, "B"], length: int, target_cost: int
-) -> tuple[int, list[list[int]]]:
-  """Packs with the width and number of examples a row that cost least."""
-  best, chosen = math.inf, (length, [])
-  # As wide as the longest example, or the next width of aligned tiles, which
-  # leaves short examples room.
-  for width in (length, -(-length // _ALIGNMENT) * _ALIGNMENT):
-    for most in range(1, _MOST_TARGETS + 1):
-      found = _best_fit(room, width, most)
-      cost = len(found) * (width + most * target_cost)
-      if cost < best:
-        best, chosen = cost, (width, found)
-  return chosen
+  room: Int64[np.ndarray, "B"], width: int, target_cost: int
+) -> list[list[int]]:
+  """Packs with the number of examples a row that costs least."""
+  best, rows = math.inf, []
+  for most in range(1, _MOST_TARGETS + 1):
+    found = _best_fit(room, width, most)
+    cost = len(found) * (width + most * target_cost)
+    if cost < best:
+      best, rows = cost, found
+  return rows
 
 
 def _best_fit(

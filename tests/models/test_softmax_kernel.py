@@ -99,33 +99,6 @@ def test_weights_and_gradients_are_as_written(
   assert_close(got, want, 1e-6)
 
 
-@pytest.mark.parametrize(("has_bias", "shared"), [(True, True), (False, False)])
-@pytest.mark.parametrize("interpret", [True, False])
-def test_what_is_no_query_or_key_is_not_looked_at(has_bias, shared, interpret):
-  logits, bias, gradient = draw_inputs(has_bias=has_bias)
-  options = {"mask": draw_mask("packed"), "dropout": start_dropout(shared)}
-  want = results(
-    functools.partial(as_written, **options), logits, bias, gradient
-  )
-  more = [(0, 0), (0, 2), (0, 0), (0, 4)]
-  logits = jnp.pad(logits, more, constant_values=jnp.nan)
-  # Their weights are multiplied with zeros: they must be numbers.
-  gradient = jnp.pad(gradient, more, constant_values=3.0)
-  kernel = functools.partial(
-    softmax_kernel.weights,
-    interpret=interpret,
-    sizes=(QUERIES, KEYS),
-    **options,
-  )
-  weights, d_logits, *d_bias = results(kernel, logits, bias, gradient)
-  assert np.isfinite(weights).all()
-  np.testing.assert_array_equal(weights[:, :QUERIES, :, KEYS:], 0)
-  np.testing.assert_array_equal(d_logits[:, QUERIES:], 0)
-  np.testing.assert_array_equal(d_logits[..., KEYS:], 0)
-  cut = [x[:, :QUERIES, :, :KEYS] for x in (weights, d_logits)]
-  assert_close([*cut, *d_bias], want, 1e-6)
-
-
 def test_bfloat16_is_rounded_once_more_at_most():
   inputs = draw_inputs(dtype="bfloat16")
   options = {"mask": draw_mask("packed"), "dropout": start_dropout(True)}

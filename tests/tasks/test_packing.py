@@ -51,23 +51,6 @@ def test_a_plan_by_hand():
   np.testing.assert_array_equal(got.targets, packed.targets[1:])
 
 
-def test_rows_are_as_wide_as_serves_most():
-  """The longest examples need no more; short ones fill an aligned row."""
-
-  def shape(lengths):
-    count = len(lengths)
-    plan = packing.make_plan(
-      np.array(lengths),
-      LAYOUT,
-      strata=packing.Strata(count, count),
-      batch_size=count,
-    )
-    return plan.input_source.shape
-
-  assert shape([7, 7, 7]) == (3, 7)
-  assert shape([4, 4, 4, 4]) == (2, 8)
-
-
 def test_sequences_stand_beside_their_targets():
   # Two items and one share a row of three; EOS is left out.
   layout = dataclasses.replace(LAYOUT, every_item=True)

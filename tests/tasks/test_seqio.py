@@ -5,7 +5,7 @@ import pytest
 
 from gr_jax.core import checks, mesh
 from gr_jax.sids.vocabulary import SidVocabulary
-from gr_jax.tasks import packing, windows
+from gr_jax.tasks import windows
 from gr_jax.training import loaders
 
 pytest.importorskip("seqio")
@@ -98,11 +98,7 @@ def test_seqio_yields_the_windows(
   assert sorted(rows) == sorted(window_rows(world, train))
 
 
-def test_training_on_a_device_sees_what_seqio_yields(
-  world_of, registry, key, monkeypatch
-):
-  # So that rows of several examples cost least.
-  monkeypatch.setattr(packing, "_DECODER_COST", 0)
+def test_training_on_a_device_sees_what_seqio_yields(world_of, registry, key):
   world = world_of(4, variable=True, buckets=2, num_users=120)
   task = register(world, augmentation="subsequences")
   dataset = task.get_dataset(
