@@ -1,5 +1,6 @@
 """Real processes on loopback, joined by `jax.distributed`."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -22,15 +23,18 @@ def _free_port() -> int:
     return probe.getsockname()[1]
 
 
+def _environment(devices: int) -> dict[str, str]:
+  return os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+  }
+
+
 class Job:
   """Some processes of one main; ended with the test, whatever happens."""
 
   def __init__(self, main, flags, *, num_processes, devices, each=()):
     port, self.processes = _free_port(), []
-    environment = os.environ | {
-      "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
     for index in range(num_processes):
       command = [sys.executable, "-m", f"launch.{main}", *flags]
       if num_processes > 1:
@@ -46,7 +50,7 @@ class Job:
         subprocess.Popen(
           command,
           cwd=ROOT,
-          env=environment,
+          env=_environment(devices),
           text=True,
           stdout=subprocess.DEVNULL,
           stderr=subprocess.PIPE,
@@ -66,9 +70,33 @@ class Job:
 
 
 @pytest.fixture
-def free_port():
-  """A port of this machine that nobody listens on."""
-  return _free_port()
+def results_of(tmp_path):
+  """Runs a script as several processes; returns the JSON that each wrote.
+
+  Its arguments are the coordinator, their number, its own number and the file
+  to write. Standard output would not do: gloo's threads log there, too, in the
+  middle of another line if it so happens.
+  """
+
+  def run(script, *, num_processes, devices):
+    files = [tmp_path / f"{num_processes}_{i}" for i in range(num_processes)]
+    shared = [f"127.0.0.1:{_free_port()}", str(num_processes)]
+    jobs = [
+      subprocess.Popen(
+        [sys.executable, "-c", script, *shared, str(index), str(file)],
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=_environment(devices),
+        cwd=ROOT,
+      )
+      for index, file in enumerate(files)
+    ]
+    errors = [job.communicate(timeout=300)[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0] * num_processes, errors
+    return [json.loads(file.read_text()) for file in files]
+
+  return run
 
 
 @pytest.fixture

@@ -1,23 +1,18 @@
 """What processes agree on, by two real ones."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 
 from gr_jax.core import processes
 
 SCRIPT = """
-import sys
+import json, pathlib, sys
 import jax
 import numpy as np
 from gr_jax.core import mesh, processes
 from gr_jax.core.checks import InputError
 
-coordinator, me = sys.argv[1], int(sys.argv[2])
-jax.distributed.initialize(coordinator, 2, me)
+coordinator, count, me = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+jax.distributed.initialize(coordinator, count, me)
 
 def refusal(call):
   try:
@@ -44,32 +39,12 @@ grid = mesh.make_mesh(jax.devices(), data=2, model=2)
 x = mesh.place(np.arange(8.0), mesh.batch_sharding(grid))
 lines.append(str(not x.is_fully_addressable and mesh.to_host({"x": x})["x"]))
 processes.wait("end")
-print("\\n".join(lines))
+pathlib.Path(sys.argv[4]).write_text(json.dumps(lines))
 """
 
 
-def test_two_processes_agree_or_refuse_alike(free_port):
-  environment = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-  }
-  jobs = [
-    subprocess.Popen(
-      [sys.executable, "-c", SCRIPT, f"127.0.0.1:{free_port}", str(index)],
-      text=True,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      env=environment,
-      cwd=pathlib.Path(__file__).parents[2],
-    )
-    for index in range(2)
-  ]
-  outputs = [job.communicate(timeout=300) for job in jobs]
-  assert [job.returncode for job in jobs] == [0, 0], outputs
-  lines = [
-    [x for x in output.splitlines() if not x.startswith("[Gloo]")]
-    for output, _ in outputs
-  ]
+def test_two_processes_agree_or_refuse_alike(results_of):
+  lines = results_of(SCRIPT, num_processes=2, devices=2)
   for of_process in lines:
     assert of_process[:4] == ["True", "False", "False", "nothing"]
     assert of_process[4].startswith("Process 1 of 2 holds another data set")

@@ -1,16 +1,10 @@
 """Tokenizers fitted by two processes, each with half of the items."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
 SCRIPT = """
-import json, sys
+import json, pathlib, sys
 import jax
 import numpy as np
 from gr_jax.core import mesh
@@ -24,6 +18,7 @@ assert grid.size == 2
 rng = np.random.default_rng(0)
 centers = 10 * rng.normal(size=(5, 6))
 x = centers[rng.integers(0, 5, 81)] + rng.normal(size=(81, 6))
+fits = []
 short = dict(num_epochs=10, batch_size=32, hidden_dims=(8,), code_dim=4)
 sizes = dict(codebook_sizes=(5, 3))
 residual = TOKENIZERS["residual_kmeans"](**sizes)
@@ -41,39 +36,16 @@ for name, options in {
     x.astype(np.float32), key=jax.random.key(0), mesh=grid
   )
   curves = {k: np.asarray(v).tolist() for k, v in report.curves.items()}
-  print("FIT", json.dumps([name, report.codes.tolist(), curves]))
+  fits.append([name, report.codes.tolist(), curves])
+pathlib.Path(sys.argv[4]).write_text(json.dumps(fits))
 """
 
 
-def _fits(coordinator, count):
-  environment = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={2 // count}",
-  }
-  jobs = [
-    subprocess.Popen(
-      [sys.executable, "-c", SCRIPT, coordinator, str(count), str(index)],
-      text=True,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      env=environment,
-      cwd=pathlib.Path(__file__).parents[2],
-    )
-    for index in range(count)
-  ]
-  outputs = [job.communicate(timeout=300) for job in jobs]
-  assert [job.returncode for job in jobs] == [0] * count, outputs
-  return [
-    [json.loads(x[4:]) for x in out.splitlines() if x.startswith("FIT ")]
-    for out, _ in outputs
-  ]
-
-
 @pytest.mark.slow
-def test_two_processes_fit_as_one(free_port):
-  (want,) = _fits("", 1)
+def test_two_processes_fit_as_one(results_of):
+  (want,) = results_of(SCRIPT, num_processes=1, devices=2)
   assert len(want) == 7
-  for got in _fits(f"127.0.0.1:{free_port}", 2):
+  for got in results_of(SCRIPT, num_processes=2, devices=1):
     for (name, codes, curves), (_, other, expected) in zip(
       got, want, strict=True
     ):
