@@ -32,6 +32,7 @@ def base() -> config_dict.ConfigDict:
     num_decoder_layers=4,
     mlp_activations=("gelu", "linear"),
     dropout_rate=0.1,
+    direct_path=False,
   )
   c.training = dict(
     replicas=1,

@@ -13,7 +13,14 @@ import jax.numpy as jnp
 from flax import struct
 
 from gr_jax.core.checks import InputError
-from gr_jax.decoding import constraint, denial, extension, scoring, selection
+from gr_jax.decoding import (
+  constraint,
+  denial,
+  direct_path,
+  extension,
+  scoring,
+  selection,
+)
 from gr_jax.decoding import trie as trie_lib
 from gr_jax.decoding.extension import Tuning
 
@@ -48,6 +55,7 @@ def beam_search(
   constrained: bool = True,
   denied_items: jax.Array | None = None,
   item_mask: jax.Array | None = None,
+  direct: jax.Array | None = None,
   tuning: Tuning = Tuning(),  # noqa: B008, frozen
 ) -> BeamResult:
   """Decodes the best IDs of each request; pure, to be jitted by the caller.
@@ -73,6 +81,9 @@ def beam_search(
       item that is not denied stands in `item_index`.
     item_mask: bool [B, N], True for items that a request may get; the same
       for filters that deny many. Its cost grows with N.
+    direct: float32 [B, K], log-probabilities of the last level's codes by a
+      path of their own, see `direct_path`: a score is then the log of the mean
+      of both paths' probabilities, and the best of both are returned.
     tuning: Choices of speed alone.
 
   Returns:
@@ -80,10 +91,12 @@ def beam_search(
     exact ranking of the catalog.
 
   Raises:
-    InputError: Bad widths, a vocabulary of another catalog, or logits of
-      another shape.
+    InputError: Bad widths, a vocabulary of another catalog, logits of another
+      shape, or a direct path to other IDs.
   """
   scoring.check_layout(trie, vocabulary)
+  if direct is not None:
+    direct_path.check(direct, trie, batch_size, constrained)
   requested = _requested_widths(beam_width, trie.num_levels)
   trie = jax.tree.map(jnp.asarray, trie)
   denied = _denied(trie, denied_items, item_mask, batch_size)
@@ -120,6 +133,11 @@ def beam_search(
     if beams.done is not None:
       end = jnp.where(beams.done, 0.0, end)
     score = extension.drop_nan(score + end)
+  if direct is not None:
+    beams, history = direct_path.join(
+      trie, beams, direct, denied, requested[-1], tuning.selection
+    )
+    score = beams.score
   return _result(
     trie, history, score, beams.node, denied, requested[-1], tuning
   )

@@ -44,6 +44,18 @@ def children(level: trie_lib.TrieLevel, node: Int[Array, "B W"]) -> Children:
   return Children(level.child_code[child].astype(jnp.int32), child, exists)
 
 
+def parent(
+  level: trie_lib.TrieLevel, child: Int[Array, "*S"]
+) -> Int[Array, "*S"]:
+  """Returns the node of the depth above that each child hangs from."""
+  if level.child_extra is None:
+    return child
+  index = jnp.arange(level.num_nodes + 1, dtype=jnp.int32)
+  start = range_start(level.child_extra, index)
+  found = jnp.searchsorted(start, child, side="right")
+  return found.astype(jnp.int32) - 1
+
+
 def allowed_words(
   level: trie_lib.TrieLevel, node: Int[Array, "B W"]
 ) -> UInt32[Array, "B W G"]:

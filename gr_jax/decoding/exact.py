@@ -8,7 +8,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from gr_jax.core.checks import InputError
-from gr_jax.decoding import constraint, scoring
+from gr_jax.decoding import constraint, direct_path, scoring
 from gr_jax.decoding import trie as trie_lib
 from gr_jax.decoding.beam_search import TokensToLogits
 
@@ -31,6 +31,7 @@ def exact_scores(
   vocabulary: scoring.TokenLayout,
   *,
   batch_size: int,
+  direct: Float[Array, "B K"] | None = None,
   chunk_size: int = 1024,
 ) -> Float[Array, "B N"]:
   """Scores the whole catalog by walking the trie level by level.
@@ -45,6 +46,7 @@ def exact_scores(
     trie: The catalog's IDs.
     vocabulary: Token layout of the same catalog.
     batch_size: B.
+    direct: As for `beam_search`.
     chunk_size: Prefixes that one model call handles.
 
   Returns:
@@ -53,7 +55,8 @@ def exact_scores(
     trie have -inf.
 
   Raises:
-    InputError: `chunk_size` < 1, or a vocabulary of another catalog.
+    InputError: `chunk_size` < 1, a vocabulary of another catalog, or a direct
+      path to other IDs.
   """
   trie = jax.tree.map(jnp.asarray, trie)
   leaf_scores = exact_leaf_scores(
@@ -62,6 +65,7 @@ def exact_scores(
     trie,
     vocabulary,
     batch_size=batch_size,
+    direct=direct,
     chunk_size=chunk_size,
   )
   leaf = _repeat_by(trie.levels[-1].item_extra, trie.num_leaves, trie.num_items)
@@ -80,12 +84,15 @@ def exact_leaf_scores(
   vocabulary: scoring.TokenLayout,
   *,
   batch_size: int,
+  direct: Float[Array, "B K"] | None = None,
   chunk_size: int = 1024,
 ) -> Float[Array, "B P"]:
   """As `exact_scores`, one column for each distinct ID in sorted order."""
   scoring.check_layout(trie, vocabulary)
   if chunk_size < 1:
     raise InputError(f"chunk_size must be at least 1; got {chunk_size}.")
+  if direct is not None:
+    direct_path.check(direct, trie, batch_size)
   trie = jax.tree.map(jnp.asarray, trie)
   last = trie.num_levels - 1 + int(vocabulary.append_eos)
   zeros = jnp.zeros((1,), jnp.int32)
@@ -117,7 +124,9 @@ def exact_leaf_scores(
       done=(code == 0) & trie.has_end,
       cache=cache,
     )
-  return prefixes.score
+  if direct is None:
+    return prefixes.score
+  return direct_path.mean_scores(prefixes.score, direct, trie)
 
 
 def _run_level(

@@ -15,7 +15,11 @@ from gr_jax.core import mesh as mesh_lib
 from gr_jax.core import progress
 from gr_jax.data.interactions import Interactions
 from gr_jax.data.splits import Examples
-from gr_jax.decoding.beam_search import BeamResult, beam_search
+from gr_jax.decoding.beam_search import (
+  BeamResult,
+  TokensToLogits,
+  beam_search,
+)
 from gr_jax.decoding.exact import exact_scores
 from gr_jax.decoding.trie import Trie
 from gr_jax.sids.vocabulary import SidVocabulary
@@ -75,10 +79,10 @@ def make_recommend_fn(
 
   @jax.jit
   def recommend(params, trie, inputs, denied_items, item_mask):
-    tokens_to_logits, cache = _start(model, vocabulary, params, inputs)
+    search = _start(model, vocabulary, params, inputs)
     return beam_search(
-      tokens_to_logits,
-      cache,
+      search.tokens_to_logits,
+      search.cache,
       trie,
       vocabulary,
       batch_size=inputs.shape[0],
@@ -86,6 +90,7 @@ def make_recommend_fn(
       constrained=constrained,
       denied_items=denied_items,
       item_mask=item_mask,
+      direct=search.direct,
     )
 
   if mesh is None:
@@ -114,17 +119,31 @@ def make_exact_fn(
 
   @jax.jit
   def score(params, trie, inputs):
-    tokens_to_logits, cache = _start(model, vocabulary, params, inputs)
+    search = _start(model, vocabulary, params, inputs)
     return exact_scores(
-      tokens_to_logits, cache, trie, vocabulary, batch_size=inputs.shape[0]
+      search.tokens_to_logits,
+      search.cache,
+      trie,
+      vocabulary,
+      batch_size=inputs.shape[0],
+      direct=search.direct,
     )
 
   trie = jax.tree.map(jnp.asarray, trie)
   return lambda params, inputs: score(params, trie, inputs)
 
 
-def _start(model, vocabulary, params, inputs):
-  """Encodes the users; returns what decoding takes, and its first cache."""
+@dataclasses.dataclass(frozen=True)
+class _Search:
+  """What decoding takes of a network that has read the histories."""
+
+  tokens_to_logits: TokensToLogits
+  cache: Any
+  direct: jax.Array | None
+
+
+def _start(model, vocabulary, params, inputs) -> _Search:
+  """Encodes the users."""
   variables = {"params": params}
   encoded = model.apply(variables, inputs, method="encode")
   context = model.apply(variables, encoded, inputs, method="start_decode")
@@ -135,7 +154,11 @@ def _start(model, vocabulary, params, inputs):
     )
 
   max_length = vocabulary.num_levels + int(vocabulary.append_eos)
-  return tokens_to_logits, model.init_cache(inputs.shape[0], max_length)
+  cache = model.init_cache(inputs.shape[0], max_length)
+  direct = None
+  if model.config.direct_path:
+    direct = model.apply(variables, encoded, method="direct_log_probs")
+  return _Search(tokens_to_logits, cache, direct)
 
 
 def predict(

@@ -4,6 +4,8 @@ Such a network knows of every token that it writes which level it is of, and
 gives logits of that level's own codes alone.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -14,7 +16,8 @@ from gr_jax.models import attention
 # First token and number of codes, K_l, of each level.
 CodeRanges = tuple[tuple[int, int], ...]
 
-# float32 logits of each level's codes for P items a row: L arrays [B, P, K_l].
+# float32 logits of each level's codes for P items a row: L arrays [B, P, K_l];
+# of a network with a direct path one more, of the last level's codes again.
 LevelLogits = tuple[Float[Array, "B P _"], ...]
 
 # The largest token that begins no item: padding is 0, EOS 1.
@@ -36,28 +39,53 @@ def check_ranges(code_ranges: CodeRanges, vocab_size: int) -> None:
       )
 
 
+def levels_of(logits: LevelLogits, num_levels: int) -> tuple[int, ...]:
+  """Returns the level that each of the logits is of.
+
+  Raises:
+    InputError: Neither one for each level nor a direct path's beside them.
+  """
+  levels = (*range(num_levels), num_levels - 1)[: len(logits)]
+  if not num_levels <= len(logits) == len(levels):
+    raise checks.InputError(
+      f"Need logits of {num_levels} levels, or one more; got {len(logits)}."
+    )
+  return levels
+
+
 def log_likelihood(
   logits: LevelLogits, targets: Int[Array, "B T"], code_ranges: CodeRanges
 ) -> Float[Array, " B"]:
   """Sums log p(target) over the targets that are not padding.
 
+  With a direct path an item's probability is the mean of both paths'.
+
   Args:
     logits: Of the items that the targets hold, T = P L.
     targets: Tokens; one that is none of its level's has probability 0.
     code_ranges: The levels' tokens.
+
+  Raises:
+    InputError: As `levels_of`.
   """
   items = split_items(targets, len(code_ranges))  # [B, P, L]
-  total = jnp.zeros(targets.shape[0], jnp.float32)
-  for level, (first, count) in enumerate(code_ranges):
+  chosen = []
+  for own, level in zip(
+    logits, levels_of(logits, len(code_ranges)), strict=True
+  ):
+    first, count = code_ranges[level]
     token = items[..., level]
-    log_probs = jax.nn.log_softmax(logits[level])
-    chosen = jnp.take_along_axis(
+    log_probs = jax.nn.log_softmax(own)
+    found = jnp.take_along_axis(
       log_probs, jnp.clip(token - first, 0, count - 1)[..., None], axis=-1
     )[..., 0]  # [B, P]
     is_own = (token >= first) & (token < first + count)
-    chosen = jnp.where(is_own, chosen, -jnp.inf)
-    total += jnp.sum(jnp.where(token != 0, chosen, 0.0), axis=1)
-  return total
+    found = jnp.where(is_own, found, -jnp.inf)
+    chosen.append(jnp.where(token != 0, found, 0.0))
+  of_codes = sum(chosen[: len(code_ranges)])  # [B, P]
+  if len(chosen) > len(code_ranges):
+    of_codes = jnp.logaddexp(of_codes, chosen[-1]) - math.log(2.0)
+  return jnp.sum(of_codes, axis=1)
 
 
 def split_items(

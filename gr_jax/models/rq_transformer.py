@@ -7,10 +7,17 @@ the next item's codes one by one from the first one's output. A history is L
 times shorter than in tokens, and every item of it can be a target of the same
 pass (`task.augmentation="sequences"`), so that an epoch costs a fraction of
 the encoder-decoder's.
+
+Where an ID's last code is the item's own number (`sparse_id`), the number can
+also be predicted at once (`T5Config.direct_path`): a second way to the same
+item beside the one through its codes, as LIGER joins generation and dense
+retrieval (Yang et al. 2024, arXiv:2411.18814). An item's probability is then
+the mean of both.
 """
 
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
@@ -84,7 +91,7 @@ class CodeDecoder(nn.Module):
     tokens: Int[Array, "M L"],
     dropout: dropout_lib.Dropout | None,
   ) -> tuple[Float[Array, "M _"], ...]:
-    """Returns logits of each level's codes; the first token is 0."""
+    """Returns `LevelLogits` without P; the first token is 0."""
     length = tokens.shape[1]
     bias = self.relpos_bias(range(length), range(length))
     mask = jnp.asarray(attention.causal_mask(length))
@@ -94,7 +101,20 @@ class CodeDecoder(nn.Module):
       self.layers, x, mask=mask, bias=bias, dropout=after(dropout, 2)
     )
     x = drop(dropout, 1, self.decoder_norm(x))
-    return tuple(self._logits(x[:, level], level) for level in range(length))
+    logits = [self._logits(x[:, level], level) for level in range(length)]
+    if self.config.direct_path:
+      logits.append(self._logits(x[:, 0], length - 1))
+    return tuple(logits)
+
+  def direct(self, context: Float[Array, "B 1 E"]) -> Float[Array, "B K"]:
+    """Returns the direct path's logits of the last level's codes."""
+    bias = self.relpos_bias(range(1), range(1))
+    x = self._embed(context, jnp.zeros(context.shape[:2], jnp.int32))
+    mask = jnp.ones((context.shape[0], 1, 1), bool)
+    x = decoder_only.run_layers(
+      self.layers, x, mask=mask, bias=bias, dropout=None
+    )
+    return self._logits(self.decoder_norm(x)[:, 0], len(self.code_ranges) - 1)
 
   def step(
     self,
@@ -186,7 +206,7 @@ class RQTransformer(nn.Module):
 
     Returns:
       L arrays [B, P, K_l]: of the codes of level l of each of P items,
-      T = P L.
+      T = P L; with a direct path one more, of the last level's.
 
     Raises:
       InputError: Batch sizes differ, or T fits neither form.
@@ -221,9 +241,15 @@ class RQTransformer(nn.Module):
   def score(
     self, inputs: Int[Array, "B S"], targets: Int[Array, "B T"]
   ) -> Float[Array, " B"]:
-    """Returns log p(targets | inputs) of one item."""
+    """Returns log p(targets | inputs) of one item, all paths taken."""
     logits = self(inputs, encdec.shift_right(targets))
     return item_sequences.log_likelihood(logits, targets, self.code_ranges)
+
+  def direct_log_probs(
+    self, encoded: Float[Array, "B 1 E"]
+  ) -> Float[Array, "B K"]:
+    """Returns the direct path's log-probabilities of the last level's codes."""
+    return jax.nn.log_softmax(self.decoder.direct(encoded))
 
   def start_decode(
     self, encoded: Float[Array, "B 1 E"], inputs: Int[Array, "B S"]

@@ -78,6 +78,23 @@ class TaskConfig:
       )
 
 
+def _check_direct_path(
+  network: str, collision_policy: str, constrained: bool
+) -> None:
+  """Refuses a direct path that a network lacks, or that names no item."""
+  if network != "rq_transformer" or collision_policy != "sparse_id":
+    raise checks.InputError(
+      "model.direct_path=True predicts an item's own number: it needs "
+      "model.name='rq_transformer' and collisions.name='sparse_id', not "
+      f"{network!r} and {collision_policy!r}."
+    )
+  if not constrained:
+    raise checks.InputError(
+      "model.direct_path=True leads to items alone; set "
+      "decoding.constrained=True."
+    )
+
+
 def _check_network(network: str, task: TaskConfig, loader: str) -> None:
   """Refuses examples that a network or a loader cannot take."""
   reads_items = [name for name, kind in MODELS.items() if kind.reads_items]
@@ -270,12 +287,16 @@ class RunConfig:
     network = sections["model"].pop("name", "encoder_decoder")
     checks.check_known(network, MODELS, "model.name")
     # The vocabulary is read from the semantic IDs, never typed.
-    construct(T5Config, {"vocab_size": 2, **sections["model"]}, "model")
+    model = construct(T5Config, {"vocab_size": 2, **sections["model"]}, "model")
     tokenizer = build(tokenizers.TOKENIZERS, sections["tokenizer"], "tokenizer")
     hourglass = construct(Hourglass, sections["hourglass"], "hourglass")
     hourglass.check(len(tokenizer.codebook_sizes))  # not after a long fit
     task = construct(TaskConfig, sections["task"], "task")
     _check_network(network, task, loader)
+    decoding = construct(DecodingConfig, sections["decoding"], "decoding")
+    if model.direct_path:
+      policy = sections["collisions"].get("name")
+      _check_direct_path(network, policy, decoding.constrained)
     return cls(
       seed=sections["seed"],
       data=build(data.DATASETS, sections["data"], "data"),
@@ -291,7 +312,7 @@ class RunConfig:
       model=sections["model"],
       training=construct(TrainingConfig, sections["training"], "training"),
       optimizer=construct(OptimizerConfig, sections["optimizer"], "optimizer"),
-      decoding=construct(DecodingConfig, sections["decoding"], "decoding"),
+      decoding=decoding,
       validation=construct(
         ValidationConfig, sections["validation"], "validation"
       ),

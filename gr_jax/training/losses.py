@@ -54,27 +54,31 @@ def level_cross_entropy(
   """Sums -log p(target) as `token_cross_entropy`, over each level's own codes.
 
   It is the loss of logits of all tokens that are -inf at those of other
-  levels, but that smoothing spreads over the level's K_l codes.
+  levels, but that smoothing spreads over the level's K_l codes. A direct
+  path's prediction of the last code counts as one more token.
 
   Args:
-    logits: float32, L arrays [B, P, K_l].
+    logits: float32, L arrays [B, P, K_l], or one more of a direct path.
     targets: int32 [B, P L], items of L tokens; 0 is padding.
     code_ranges: First token and number of codes of each level.
     label_smoothing: s, in [0, 1).
 
   Returns:
     The batch's sums.
+
+  Raises:
+    InputError: Logits of another number of levels.
   """
   items = item_sequences.split_items(targets, len(code_ranges))  # [B, P, L]
   terms = [
     _cross_entropy(
       own,
-      items[..., level] - first,
+      items[..., level] - code_ranges[level][0],
       items[..., level] != PAD_ID,
       label_smoothing,
     )
-    for level, (own, (first, _)) in enumerate(
-      zip(logits, code_ranges, strict=True)
+    for own, level in zip(
+      logits, item_sequences.levels_of(logits, len(code_ranges)), strict=True
     )
   ]
   return jax.tree.map(lambda *sums: sum(sums), *terms)

@@ -34,13 +34,19 @@ def search(model, tree, beam_width, **kwargs):
   return jax.tree.map(np.asarray, run(model.cache(), tree))
 
 
-def exact_scores(model, tree):
+def exact_scores(model, tree, **kwargs):
   batch_size = model.start.shape[0]
 
   @jax.jit
   def run(cache, tree):
     return exact.exact_scores(
-      model, cache, tree, model.layout, batch_size=batch_size, chunk_size=7
+      model,
+      cache,
+      tree,
+      model.layout,
+      batch_size=batch_size,
+      chunk_size=7,
+      **kwargs,
     )
 
   return run(model.cache(), tree)
@@ -144,6 +150,86 @@ def test_own_codes_are_all_tokens_with_the_others_impossible(constrained):
   scores = np.asarray(exact_scores(own, tree))
   assert np.isfinite(scores).all()
   np.testing.assert_allclose(scores, exact_scores(full, tree), atol=1e-5)
+
+
+def numbered_codes(draw, num_items, sizes):
+  """Random codes that end in a number of the item's own."""
+  codes = random_codes(draw, num_items, sizes)
+  codes[:, -1] = draw.permutation(sizes[-1])[:num_items]
+  return codes
+
+
+@pytest.mark.parametrize("denial", [None, "list", "mask"])
+@pytest.mark.parametrize("width", [1, 9, 35])
+def test_the_best_of_two_paths(denial, width):
+  sizes = (6, 5, 40)
+  draw = np.random.default_rng(1)
+  codes = numbered_codes(draw, 30, sizes)
+  model, tree = TableModel(Layout(sizes), 3, 0), trie.build_trie(codes, sizes)
+  direct = jax.nn.log_softmax(4.0 * draw.normal(size=(3, 40)).astype("float32"))
+  refused = draw.random((3, 30)) < (0.0 if denial is None else 0.4)
+  options = {}
+  if denial == "list":
+    lists = np.where(refused, np.arange(30, dtype=np.int32), -1)
+    options["denied_items"] = jnp.asarray(lists)
+  elif denial == "mask":
+    options["item_mask"] = jnp.asarray(~refused)
+  plain = search(model, tree, width, **options)
+  got = search(model, tree, width, direct=direct, **options)
+  moved = 0
+  for b in range(3):
+    want = np.exp(direct[b])[codes[:, 2]] / 2
+    for item, score in zip(plain.item_index[b], plain.scores[b], strict=True):
+      if item >= 0:  # a beam: what the search found adds its half
+        want[item] += np.exp(score) / 2
+    want[refused[b]] = 0
+    order = np.argsort(-want, kind="stable")[: min(width, (want > 0).sum())]
+    np.testing.assert_array_equal(got.item_index[b, : order.size], order)
+    np.testing.assert_array_equal(got.codes[b, : order.size], codes[order])
+    np.testing.assert_allclose(
+      np.exp(got.scores[b, : order.size]), want[order], rtol=1e-4
+    )
+    assert not got.valid[b, order.size :].any()
+    moved += (~np.isin(order, plain.item_index[b])).sum()
+  # Narrow beams lack some of what the other path finds; wide ones nothing.
+  assert (moved > 0) == (width < 30)
+
+
+def test_all_beams_of_two_paths_are_the_exact_ranking():
+  sizes = (6, 5, 40)
+  codes = numbered_codes(np.random.default_rng(2), 30, sizes)
+  model, tree = TableModel(Layout(sizes), 2, 0), trie.build_trie(codes, sizes)
+  direct = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), (2, 40)))
+  # More beams than items: empty places stay empty.
+  got = search(model, tree, 35, direct=direct)
+  exact = np.asarray(exact_scores(model, tree, direct=direct))
+  want = np.argsort(-exact, axis=1, kind="stable")
+  np.testing.assert_array_equal(got.item_index[:, :30], want)
+  np.testing.assert_allclose(
+    got.scores[:, :30], np.take_along_axis(exact, want, 1), atol=1e-5
+  )
+  assert (got.scores[:, 30:] == -np.inf).all()
+  assert not got.valid[:, 30:].any()
+
+
+@pytest.mark.parametrize(
+  ("codes", "shape", "options", "message"),
+  [
+    ([[0, 1], [2, 3]], (2, 3), {}, r"shape \(2, 3\); want \(2, 4\)"),
+    ([[0, 1], [0, 1]], (2, 4), {}, "own number as last code"),
+    ([[0, 1], [2, -1]], (2, 4), {}, "own number as last code"),
+    ([[0, 1], [2, 3]], (2, 4), {"constrained": False}, "constrained=True"),
+  ],
+)
+def test_direct_paths_to_other_ids_are_refused(codes, shape, options, message):
+  tree = trie.build_trie(np.array(codes, np.int32), (3, 4))
+  layout = Layout((3, 4), append_eos=tree.has_end)
+  model, direct = TableModel(layout, 2, 0), jnp.zeros(shape)
+  with pytest.raises(InputError, match=message):
+    search(model, tree, 2, direct=direct, **options)
+  if not options:
+    with pytest.raises(InputError, match=message):
+      exact_scores(model, tree, direct=direct)
 
 
 CASES = [

@@ -19,7 +19,7 @@ def _run(tmp_path, **sections):
   config.training.update(num_steps=5, eval_every_steps=5)
   config.optimizer.warmup_steps = 1
   for name, values in sections.items():
-    if "name" in values:
+    if "name" in values and name != "model":
       config[name] = values
     else:
       config[name].update(values)
@@ -85,6 +85,19 @@ def test_shared_ids(tmp_path):
     assert 0 <= own["sampled/recall@20"] <= own["sid_level/recall@20"]
     assert own["recall@20"] <= own["sid_level/recall@20"]
   _check_draws_average_to_the_report(tmp_path / "run", report)
+
+
+def test_two_paths_to_an_item(tmp_path):
+  _, found, report = _run(
+    tmp_path,
+    collisions=dict(name="sparse_id"),
+    model=dict(name="rq_transformer", direct_path=True),
+    task=dict(augmentation="sequences", num_user_buckets=0),
+  )
+  # Both give every item a probability, so that they add up to 1.
+  total = np.exp([item.score for item in found]).sum()
+  assert total <= 1 + 1e-5
+  assert report["generator"]["nothing_removed"]["all"]["invalid_rate"] == 0
 
 
 def _check_draws_average_to_the_report(root, report):

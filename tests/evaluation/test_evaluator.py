@@ -20,17 +20,22 @@ from gr_jax.tasks import windows
 NUM_ITEMS = 10
 
 
-def _decoder(of_items):
+def _decoder(of_items, direct_path=False):
   """A network of tokens or of items over ten items, and what it needs."""
-  codes = np.array([divmod(i, 4) for i in range(NUM_ITEMS)], np.int32)
+  sizes = (3, NUM_ITEMS if direct_path else 4)
+  codes = [(i // 4, i if direct_path else i % 4) for i in range(NUM_ITEMS)]
   catalog = SidCatalog(
-    tuple(map(str, range(NUM_ITEMS))), codes, (3, 4), num_semantic_levels=2
+    tuple(map(str, range(NUM_ITEMS))),
+    np.array(codes, np.int32),
+    sizes,
+    num_semantic_levels=2,
   )
   vocabulary = SidVocabulary.from_catalog(catalog)
   layout = windows.WindowLayout.create(catalog, vocabulary, max_history=3)
   config = T5Config(
     vocab_size=vocabulary.vocab_size, emb_dim=8, num_heads=2, head_dim=4,
     mlp_dim=8, num_encoder_layers=1, num_decoder_layers=1,
+    direct_path=direct_path,
   )  # fmt: skip
   model = EncoderDecoder(config)
   if of_items:
@@ -66,11 +71,13 @@ def _predict(
   )
 
 
-@pytest.mark.parametrize("of_items", [False, True])
+@pytest.mark.parametrize(
+  ("of_items", "direct_path"), [(False, False), (True, False), (True, True)]
+)
 def test_full_beam_ranks_the_catalog_as_teacher_forcing_scores_it(
-  decoder, of_items
+  decoder, of_items, direct_path
 ):
-  decoder = _decoder(of_items) if of_items else decoder
+  decoder = _decoder(of_items, direct_path) if of_items else decoder
   model, vocabulary, tree, layout, params, data = decoder
   predictions = _predict(decoder, batch_size=4)
   index = np.arange(11, dtype=np.int32)

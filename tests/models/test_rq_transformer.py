@@ -1,5 +1,7 @@
 """RQ-Transformer: a slow NumPy forward, packing, decoding, refusals."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -190,6 +192,37 @@ def test_score_is_the_sum_of_the_codes(model, params):
   foreign = NEXT.at[1, 0].set(6)
   got = model.apply(variables, INPUTS, foreign, method="score")
   assert got[0] > got[1] == -np.inf
+
+
+def test_the_direct_path_needs_no_codes_before_the_last(params):
+  model = RQTransformer(dataclasses.replace(CONFIG, direct_path=True), RANGES)
+  variables = {"params": params}  # the same as without
+  logits = model.apply(variables, INPUTS, shift_right(EVERY))
+  plain = RQTransformer(CONFIG, RANGES).apply(
+    variables, INPUTS, shift_right(EVERY)
+  )
+  for own, other in zip(logits[:-1], plain, strict=True):
+    np.testing.assert_array_equal(own, other)
+  # From where the first code is predicted, and whatever the codes are.
+  first, count = RANGES[-1]
+  want = _forward(params, [[2, 6], [3, 7]], [4, 8])[0, first : first + count]
+  np.testing.assert_allclose(logits[-1][0, 1], want, atol=1e-5)
+  others = model.apply(variables, INPUTS, shift_right(EVERY[:, ::-1]))
+  np.testing.assert_array_equal(logits[-1], others[-1])
+  # Decoding gives the same.
+  encoded = model.apply(variables, INPUTS, method="encode")
+  got = model.apply(variables, encoded, method="direct_log_probs")
+  newest = jnp.stack([logits[-1][0, 2], logits[-1][1, 0]])
+  np.testing.assert_allclose(got, jax.nn.log_softmax(newest), atol=1e-5)
+  # An item's probability is the mean of both paths'.
+  score = model.apply(variables, INPUTS, NEXT, method="score")
+  codes = RQTransformer(CONFIG, RANGES).apply(
+    variables, INPUTS, NEXT, method="score"
+  )
+  want = [
+    (np.exp(codes[i]) + np.exp(got[i, n])) / 2 for i, n in ((0, 3), (1, 4))
+  ]
+  np.testing.assert_allclose(np.exp(score), want, rtol=1e-4)
 
 
 def test_dropout_is_drawn_and_every_parameter_learns(model, params):

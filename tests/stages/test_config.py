@@ -56,6 +56,18 @@ def _refusal(change):
       ),
       "task.neighbor_share=0.3 is drawn on the device; set it to 0, or",
     ),
+    (
+      lambda c: c["model"].update(direct_path=True),
+      "needs model.name='rq_transformer' and collisions.name='sparse_id', not",
+    ),
+    (
+      lambda c: c.update(
+        model=c["model"] | {"name": "rq_transformer", "direct_path": True},
+        collisions={"name": "sparse_id"},
+        decoding=c["decoding"] | {"constrained": False},
+      ),
+      "model.direct_path=True leads to items alone; set decoding.constrained",
+    ),
     (lambda c: c["decoding"].update(beam_width=5), "beam_width=5 must be 20"),
     (
       lambda c: c["decoding"].update(level_widths=(80, 40)),

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from gr_jax.core import checks
 from gr_jax.training import losses
 
 
@@ -60,6 +61,27 @@ def test_levels_by_hand():
     logits, targets.at[0, 1].set(6), code_ranges=((3, 2), (5, 4))
   )
   assert float(wrong.correct) == 1
+
+
+def test_a_direct_path_is_one_more_token_by_hand():
+  logits = [jnp.zeros((1, 2, 2)), jnp.zeros((1, 2, 4)), jnp.zeros((1, 2, 4))]
+  logits[2] = logits[2].at[0, 0, 3].set(9.0)
+  targets = jnp.array([[4, 8, 0, 0]], jnp.int32)
+  ranges = ((3, 2), (5, 4))
+  terms = losses.level_cross_entropy(tuple(logits), targets, code_ranges=ranges)
+  want = np.log(2) + np.log(4) + np.log1p(3 * np.exp(-9.0))
+  np.testing.assert_allclose(terms.loss, want, rtol=1e-6)
+  assert float(terms.tokens) == 3
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_logits_of_other_levels_are_refused(count):
+  with pytest.raises(checks.InputError, match=f"one more; got {count}"):
+    losses.level_cross_entropy(
+      (jnp.zeros((1, 1, 2)),) * count,
+      jnp.array([[3, 5]], jnp.int32),
+      code_ranges=((3, 2), (5, 2)),
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
