@@ -12,7 +12,7 @@ from configs import common
 def get_config(arg: str = "") -> config_dict.ConfigDict:
   """Returns the run's config."""
   c = common.amazon2014(arg)
-  if arg == "best":
+  if arg in ("best", "cpu_hour"):
     c.task.update(neighbor_share=0.25, history_cut_rate=0.4)
   c.data.expected_counts = (19_412, 11_924, 167_597)
   return c

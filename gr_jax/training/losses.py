@@ -55,7 +55,8 @@ def level_cross_entropy(
 
   It is the loss of logits of all tokens that are -inf at those of other
   levels, but that smoothing spreads over the level's K_l codes. A direct
-  path's prediction of the last code counts as one more token.
+  path's prediction of the last code counts as L tokens: both paths to an item
+  weigh the same.
 
   Args:
     logits: float32, L arrays [B, P, K_l], or one more of a direct path.
@@ -81,6 +82,8 @@ def level_cross_entropy(
       logits, item_sequences.levels_of(logits, len(code_ranges)), strict=True
     )
   ]
+  if len(terms) > len(code_ranges):
+    terms[-1] = jax.tree.map(lambda x: x * len(code_ranges), terms[-1])
   return jax.tree.map(lambda *sums: sum(sums), *terms)
 
 

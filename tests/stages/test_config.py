@@ -139,8 +139,8 @@ def test_widths_of_the_levels():
 @pytest.mark.parametrize(
   ("module", "args"),
   [
-    (beauty, ("", "best", "cpu")),
-    (toys, ("", "best", "cpu")),
+    (beauty, ("", "best", "cpu", "cpu_hour")),
+    (toys, ("", "best", "cpu", "cpu_hour")),
     (office, ("", "cpu")),
     (sasrec, ("beauty", "toys")),
     (tiger, ("beauty", "toys")),

@@ -63,15 +63,15 @@ def test_levels_by_hand():
   assert float(wrong.correct) == 1
 
 
-def test_a_direct_path_is_one_more_token_by_hand():
+def test_a_direct_path_weighs_as_much_as_all_codes_by_hand():
   logits = [jnp.zeros((1, 2, 2)), jnp.zeros((1, 2, 4)), jnp.zeros((1, 2, 4))]
   logits[2] = logits[2].at[0, 0, 3].set(9.0)
   targets = jnp.array([[4, 8, 0, 0]], jnp.int32)
   ranges = ((3, 2), (5, 4))
   terms = losses.level_cross_entropy(tuple(logits), targets, code_ranges=ranges)
-  want = np.log(2) + np.log(4) + np.log1p(3 * np.exp(-9.0))
+  want = np.log(2) + np.log(4) + 2 * np.log1p(3 * np.exp(-9.0))
   np.testing.assert_allclose(terms.loss, want, rtol=1e-6)
-  assert float(terms.tokens) == 3
+  assert float(terms.tokens) == 4
 
 
 @pytest.mark.parametrize("count", [1, 4])
