@@ -4,14 +4,17 @@ r"""TIGER as its paper describes it (arXiv:2305.05065, section 4.1).
     --config.data.path=DATA/toys --workdir=runs/tiger_toys
 
 RQ-VAE codes of the texts, 3 x 256 and a level against collisions; 2,000 user
-tokens; 4 + 4 layers with ReLU; batches of 256; T5's optimizer and schedule, .01
-for 10,000 steps; an unconstrained beam search. Where it departs:
+tokens; 4 + 4 layers with ReLU; batches of 256; .01 for 10,000 steps, then
+falling with the root of the step; an unconstrained beam search. The paper
+names T5X and no optimizer: Adafactor, T5X's own, whose rates these are. Not yet
+run to its end on an accelerator. Where it departs:
 
 - The tokenizer's optimizer: AdamW of 1e-3 on standardized rows for 1,000
   epochs, the paper's Adagrad of .4 for 20,000.
 - Texts are whatever vectors the data set has, the paper's are Sentence-T5's.
 - Training stops when validation no longer improves, the paper's after as many
-  steps as are set here; three seeds. The beam's width, 50, is not in the paper.
+  steps as are set here; three seeds, in bfloat16. The beam's width, 50, is not
+  in the paper.
 """
 
 from ml_collections import config_dict

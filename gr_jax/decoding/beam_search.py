@@ -135,7 +135,12 @@ def beam_search(
     score = extension.drop_nan(score + end)
   if direct is not None:
     beams, history = direct_path.join(
-      trie, beams, direct, denied, requested[-1], tuning.selection
+      trie,
+      beams.replace(score=score),
+      direct,
+      denied,
+      requested[-1],
+      tuning.selection,
     )
     score = beams.score
   return _result(

@@ -6,6 +6,7 @@ the codes before it. An item's probability is then the mean of both paths'.
 
 import math
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -22,9 +23,12 @@ def check(
 ) -> None:
   """Refuses a direct path that does not lead to the trie's items.
 
+  That no two items end in one code is the caller's to know; here it is only
+  asked whether there are codes enough.
+
   Raises:
     InputError: Another shape than [B, K] of the last level's codes, IDs that
-      differ in length or are shared, or a free search.
+      differ in length, are shared or outnumber those codes, or a free search.
   """
   want = (batch_size, trie.codebook_sizes[-1])
   if direct.shape != want:
@@ -32,10 +36,11 @@ def check(
       f"direct has shape {direct.shape}; want {want}, each request's "
       "log-probabilities of the last level's codes."
     )
-  if trie.has_end or trie.levels[-1].item_extra is not None:
+  is_shared = trie.levels[-1].item_extra is not None
+  if trie.has_end or is_shared or trie.num_leaves > trie.codebook_sizes[-1]:
     raise InputError(
       "A direct path needs each item's own number as last code; IDs of this "
-      "catalog are shared or differ in length."
+      "catalog are shared, differ in length or outnumber the last codes."
     )
   if not constrained:
     raise InputError(
@@ -78,12 +83,14 @@ def join(
     a search keeps them.
   """
   scores = _of_leaves(direct, trie)  # [B, P]
-  row = jnp.arange(scores.shape[0], dtype=jnp.int32)[:, None]
   both = jnp.logaddexp(selection.take(scores, beams.node), beams.score)
-  # Never lower, also where an empty place repeats a beam's node.
-  scores = scores.at[row, beams.node].max(both) - math.log(2.0)
+  # Never lower, also where an empty place repeats a beam's node. Mapped over
+  # requests, so that those of other devices are not gathered.
+  add = jax.vmap(lambda row, node, score: row.at[node].max(score))
+  scores = add(scores, beams.node, both) - math.log(2.0)
   if isinstance(denied, denial.DenyList):
-    scores = scores.at[row, denied.place].set(-jnp.inf, mode="drop")
+    drop = jax.vmap(lambda row, at: row.at[at].set(-jnp.inf, mode="drop"))
+    scores = drop(scores, denied.place)
   elif denied is not None:
     is_allowed = denied.below[:, 1:] > denied.below[:, :-1]
     scores = jnp.where(is_allowed, scores, -jnp.inf)

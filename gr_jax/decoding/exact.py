@@ -114,7 +114,8 @@ def exact_leaf_scores(
       keep_cache=l < last,
     )
     if l == trie.num_levels:
-      return score
+      prefixes = prefixes.replace(score=score)
+      break
     level = trie.levels[l]
     code = level.child_code.astype(jnp.int32)
     prefixes = _Prefixes(

@@ -22,6 +22,7 @@ from gr_jax.decoding.beam_search import (
 )
 from gr_jax.decoding.exact import exact_scores
 from gr_jax.decoding.trie import Trie
+from gr_jax.models import RQTransformer
 from gr_jax.sids.vocabulary import SidVocabulary
 from gr_jax.tasks import windows
 
@@ -156,7 +157,7 @@ def _start(model, vocabulary, params, inputs) -> _Search:
   max_length = vocabulary.num_levels + int(vocabulary.append_eos)
   cache = model.init_cache(inputs.shape[0], max_length)
   direct = None
-  if model.config.direct_path:
+  if isinstance(model, RQTransformer) and model.direct_codes:
     direct = model.apply(variables, encoded, method="direct_log_probs")
   return _Search(tokens_to_logits, cache, direct)
 

@@ -41,8 +41,6 @@ class T5Config:
       are then divided by sqrt(emb_dim), as T5X does.
     relpos_buckets: Buckets of the relative position bias.
     relpos_max_distance: Distance from which all share the last bucket.
-    direct_path: Whether an RQ-Transformer also predicts the last code of an ID
-      at once, without the codes before it; unused by the other networks.
   """
 
   vocab_size: int
@@ -59,7 +57,6 @@ class T5Config:
   logits_via_embedding: bool = False
   relpos_buckets: int = 32
   relpos_max_distance: int = 128
-  direct_path: bool = False
 
   def __post_init__(self):
     """Refuses values no network can have."""

@@ -17,7 +17,7 @@ from gr_jax.models import attention
 CodeRanges = tuple[tuple[int, int], ...]
 
 # float32 logits of each level's codes for P items a row: L arrays [B, P, K_l];
-# of a network with a direct path one more, of the last level's codes again.
+# of a network with a direct path one more, of the last level's first codes.
 LevelLogits = tuple[Float[Array, "B P _"], ...]
 
 # The largest token that begins no item: padding is 0, EOS 1.
@@ -73,7 +73,7 @@ def log_likelihood(
   for own, level in zip(
     logits, levels_of(logits, len(code_ranges)), strict=True
   ):
-    first, count = code_ranges[level]
+    first, count = code_ranges[level][0], own.shape[-1]
     token = items[..., level]
     log_probs = jax.nn.log_softmax(own)
     found = jnp.take_along_axis(

@@ -9,10 +9,9 @@ pass (`task.augmentation="sequences"`), so that an epoch costs a fraction of
 the encoder-decoder's.
 
 Where an ID's last code is the item's own number (`sparse_id`), the number can
-also be predicted at once (`T5Config.direct_path`): a second way to the same
-item beside the one through its codes, as LIGER joins generation and dense
-retrieval (Yang et al. 2024, arXiv:2411.18814). An item's probability is then
-the mean of both.
+also be predicted at once (`direct_codes`): a second way to the same item beside
+the one through its codes, as LIGER joins generation and dense retrieval (Yang
+et al. 2024, arXiv:2411.18814). An item's probability is then the mean of both.
 """
 
 from typing import ClassVar
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from gr_jax.core import checks
 from gr_jax.models import attention, decoder_only, item_sequences, layers
 from gr_jax.models import config as config_lib
 from gr_jax.models import dropout as dropout_lib
@@ -68,6 +68,7 @@ class CodeDecoder(nn.Module):
 
   config: config_lib.T5Config
   code_ranges: item_sequences.CodeRanges
+  direct_codes: int
 
   def setup(self):
     """Declares embedding, position bias, layers, the last norm and the head."""
@@ -101,20 +102,23 @@ class CodeDecoder(nn.Module):
       self.layers, x, mask=mask, bias=bias, dropout=after(dropout, 2)
     )
     x = drop(dropout, 1, self.decoder_norm(x))
-    logits = [self._logits(x[:, level], level) for level in range(length)]
-    if self.config.direct_path:
-      logits.append(self._logits(x[:, 0], length - 1))
+    logits = [
+      self._logits(x[:, level], codes)
+      for level, codes in enumerate(self.code_ranges)
+    ]
+    if self.direct_codes:
+      logits.append(self._logits(x[:, 0], self._direct_range))
     return tuple(logits)
 
-  def direct(self, context: Float[Array, "B 1 E"]) -> Float[Array, "B K"]:
-    """Returns the direct path's logits of the last level's codes."""
+  def direct(self, context: Float[Array, "B 1 E"]) -> Float[Array, "B _"]:
+    """Returns the direct path's logits."""
     bias = self.relpos_bias(range(1), range(1))
     x = self._embed(context, jnp.zeros(context.shape[:2], jnp.int32))
     mask = jnp.ones((context.shape[0], 1, 1), bool)
     x = decoder_only.run_layers(
       self.layers, x, mask=mask, bias=bias, dropout=None
     )
-    return self._logits(self.decoder_norm(x)[:, 0], len(self.code_ranges) - 1)
+    return self._logits(self.decoder_norm(x)[:, 0], self._direct_range)
 
   def step(
     self,
@@ -131,14 +135,19 @@ class CodeDecoder(nn.Module):
     for layer, layer_cache in zip(self.layers, cache, strict=True):
       x, layer_cache = layer.step(x, layer_cache, bias=bias, level=level)
       new_cache.append(layer_cache)
-    return self._logits(self.decoder_norm(x), level), tuple(new_cache)
+    x = self.decoder_norm(x)
+    return self._logits(x, self.code_ranges[level]), tuple(new_cache)
+
+  @property
+  def _direct_range(self):
+    return self.code_ranges[-1][0], self.direct_codes
 
   def _embed(self, context, tokens):
     x = self.token_embedder(tokens)
     return x + jnp.broadcast_to(context, x.shape)
 
-  def _logits(self, x, level):
-    first, count = self.code_ranges[level]
+  def _logits(self, x, codes):
+    first, count = codes
     if self.config.logits_via_embedding:
       return self.token_embedder.attend(x, (first, count))
     kernel = self.logits_dense.kernel[:, first : first + count]
@@ -167,6 +176,9 @@ class RQTransformer(nn.Module):
 
   config: config_lib.T5Config
   code_ranges: item_sequences.CodeRanges  # of the L levels
+  # How many of the last level's codes, from the first on, the direct path
+  # predicts: numbers of items to come cannot be learned. 0 for no such path.
+  direct_codes: int = 0
 
   packs: ClassVar[bool] = True
   reads_items: ClassVar[bool] = True
@@ -175,11 +187,17 @@ class RQTransformer(nn.Module):
     """Declares the two transformers.
 
     Raises:
-      InputError: Codes that are no tokens of the config's.
+      InputError: Codes that are no tokens of the config's, or more direct
+        ones than the last level has.
     """
     item_sequences.check_ranges(self.code_ranges, self.config.vocab_size)
+    if not 0 <= self.direct_codes <= self.code_ranges[-1][1]:
+      raise checks.InputError(
+        f"direct_codes={self.direct_codes} must lie between 0 and the last "
+        f"level's {self.code_ranges[-1][1]} codes."
+      )
     self.encoder = ItemEncoder(self.config)
-    self.decoder = CodeDecoder(self.config, self.code_ranges)
+    self.decoder = CodeDecoder(self.config, self.code_ranges, self.direct_codes)
 
   def __call__(
     self,
@@ -206,7 +224,7 @@ class RQTransformer(nn.Module):
 
     Returns:
       L arrays [B, P, K_l]: of the codes of level l of each of P items,
-      T = P L; with a direct path one more, of the last level's.
+      T = P L; with a direct path one more, of `direct_codes`.
 
     Raises:
       InputError: Batch sizes differ, or T fits neither form.
@@ -248,8 +266,13 @@ class RQTransformer(nn.Module):
   def direct_log_probs(
     self, encoded: Float[Array, "B 1 E"]
   ) -> Float[Array, "B K"]:
-    """Returns the direct path's log-probabilities of the last level's codes."""
-    return jax.nn.log_softmax(self.decoder.direct(encoded))
+    """Returns the direct path's log-probabilities of the last level's codes.
+
+    Those that it does not predict have -inf.
+    """
+    log_probs = jax.nn.log_softmax(self.decoder.direct(encoded))
+    absent = self.code_ranges[-1][1] - self.direct_codes
+    return jnp.pad(log_probs, ((0, 0), (0, absent)), constant_values=-jnp.inf)
 
   def start_decode(
     self, encoded: Float[Array, "B 1 E"], inputs: Int[Array, "B S"]

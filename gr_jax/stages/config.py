@@ -78,15 +78,14 @@ class TaskConfig:
       )
 
 
-def _check_direct_path(
-  network: str, collision_policy: str, constrained: bool
-) -> None:
+def _check_direct_path(network: str, policy: Any, constrained: bool) -> None:
   """Refuses a direct path that a network lacks, or that names no item."""
-  if network != "rq_transformer" or collision_policy != "sparse_id":
+  is_number = isinstance(policy, collisions.SparseId) and policy.num_tokens == 1
+  if network != "rq_transformer" or not is_number:
     raise checks.InputError(
-      "model.direct_path=True predicts an item's own number: it needs "
-      "model.name='rq_transformer' and collisions.name='sparse_id', not "
-      f"{network!r} and {collision_policy!r}."
+      "model.direct_path=True predicts an item's own number at once: it needs "
+      f"model.name='rq_transformer', not {network!r}, and collisions.name="
+      f"'sparse_id' with num_tokens=1, not {policy}."
     )
   if not constrained:
     raise checks.InputError(
@@ -255,6 +254,7 @@ class RunConfig:
   collisions: Any
   task: TaskConfig
   network: str  # model.name, a name of `MODELS`
+  direct_path: bool  # model.direct_path, see `RQTransformer`
   model: Mapping[str, Any]  # T5Config's fields but the vocabulary size
   training: TrainingConfig
   optimizer: OptimizerConfig
@@ -286,16 +286,21 @@ class RunConfig:
     checks.check_known(loader, loaders.LOADERS, "data.loader")
     network = sections["model"].pop("name", "encoder_decoder")
     checks.check_known(network, MODELS, "model.name")
+    direct_path = sections["model"].pop("direct_path", False)
+    if not isinstance(direct_path, bool):
+      raise checks.InputError(
+        f"model.direct_path must be True or False; got {direct_path!r}."
+      )
     # The vocabulary is read from the semantic IDs, never typed.
-    model = construct(T5Config, {"vocab_size": 2, **sections["model"]}, "model")
+    construct(T5Config, {"vocab_size": 2, **sections["model"]}, "model")
     tokenizer = build(tokenizers.TOKENIZERS, sections["tokenizer"], "tokenizer")
     hourglass = construct(Hourglass, sections["hourglass"], "hourglass")
     hourglass.check(len(tokenizer.codebook_sizes))  # not after a long fit
     task = construct(TaskConfig, sections["task"], "task")
     _check_network(network, task, loader)
     decoding = construct(DecodingConfig, sections["decoding"], "decoding")
-    if model.direct_path:
-      policy = sections["collisions"].get("name")
+    policy = build(collisions.POLICIES, sections["collisions"], "collisions")
+    if direct_path:
       _check_direct_path(network, policy, decoding.constrained)
     return cls(
       seed=sections["seed"],
@@ -304,11 +309,10 @@ class RunConfig:
       embedding=build(embeddings.EMBEDDERS, sections["embedding"], "embedding"),
       tokenizer=tokenizer,
       hourglass=hourglass,
-      collisions=build(
-        collisions.POLICIES, sections["collisions"], "collisions"
-      ),
+      collisions=policy,
       task=task,
       network=network,
+      direct_path=direct_path,
       model=sections["model"],
       training=construct(TrainingConfig, sections["training"], "training"),
       optimizer=construct(OptimizerConfig, sections["optimizer"], "optimizer"),
@@ -323,7 +327,10 @@ class RunConfig:
       sections=sections
       | {
         "data": sections["data"] | {"loader": loader},
-        "model": sections["model"] | {"name": network},
+        "model": sections["model"]
+        | {"name": network}
+        # Named where it is taken: runs from before there was one stay valid.
+        | ({"direct_path": True} if direct_path else {}),
       },
     )
 

@@ -71,7 +71,10 @@ def make_generator(config: RunConfig, catalog: SidCatalog) -> Generator:
   if kind is SASRec:
     model = SASRec(network, vocabulary.code_ranges, layout.max_history)
   elif kind is RQTransformer:
-    model = RQTransformer(network, vocabulary.code_ranges)
+    direct_codes = 0
+    if config.direct_path:  # all numbers but those of items to come
+      direct_codes = catalog.codebook_sizes[-1] - config.collisions.spare_items
+    model = RQTransformer(network, vocabulary.code_ranges, direct_codes)
   else:
     model = kind(network)
   return Generator(

@@ -29,7 +29,10 @@ from gr_jax.training.state import TrainState
 
 @struct.dataclass
 class StepMetrics:
-  """Means over the steps of one dispatch, float32 [R]."""
+  """Means over the steps of one dispatch, float32 [R].
+
+  Target tokens weigh as `losses` says; a direct path is half of them.
+  """
 
   loss: Any  # nats a target token
   accuracy: Any  # share of target tokens predicted first

@@ -160,12 +160,19 @@ def numbered_codes(draw, num_items, sizes):
 
 
 @pytest.mark.parametrize("denial", [None, "list", "mask"])
-@pytest.mark.parametrize("width", [1, 9, 35])
-def test_the_best_of_two_paths(denial, width):
-  sizes = (6, 5, 40)
+@pytest.mark.parametrize(
+  ("width", "sizes"),
+  # Many children a node, bitmasks, one child a node.
+  [(1, (6, 5, 40)), (9, (6, 5, 40)), (35, (6, 70, 40)), (9, (999, 3, 40))],
+)
+def test_the_best_of_two_paths(denial, width, sizes):
   draw = np.random.default_rng(1)
   codes = numbered_codes(draw, 30, sizes)
-  model, tree = TableModel(Layout(sizes), 3, 0), trie.build_trie(codes, sizes)
+  kept = np.sort(draw.permutation(30)[:25]).astype(np.int32)  # 5 were removed
+  tree = trie.build_trie(
+    codes[kept], sizes, item_index=kept, catalog_size=30, narrow_children=3
+  )
+  model = TableModel(Layout(sizes), 3, 0)
   direct = jax.nn.log_softmax(4.0 * draw.normal(size=(3, 40)).astype("float32"))
   refused = draw.random((3, 30)) < (0.0 if denial is None else 0.4)
   options = {}
@@ -183,6 +190,7 @@ def test_the_best_of_two_paths(denial, width):
       if item >= 0:  # a beam: what the search found adds its half
         want[item] += np.exp(score) / 2
     want[refused[b]] = 0
+    want[np.setdiff1d(np.arange(30), kept)] = 0
     order = np.argsort(-want, kind="stable")[: min(width, (want > 0).sum())]
     np.testing.assert_array_equal(got.item_index[b, : order.size], order)
     np.testing.assert_array_equal(got.codes[b, : order.size], codes[order])
@@ -192,13 +200,15 @@ def test_the_best_of_two_paths(denial, width):
     assert not got.valid[b, order.size :].any()
     moved += (~np.isin(order, plain.item_index[b])).sum()
   # Narrow beams lack some of what the other path finds; wide ones nothing.
-  assert (moved > 0) == (width < 30)
+  assert (moved > 0) == (width < 25)
 
 
-def test_all_beams_of_two_paths_are_the_exact_ranking():
+@pytest.mark.parametrize("append_eos", [False, True])
+def test_all_beams_of_two_paths_are_the_exact_ranking(append_eos):
   sizes = (6, 5, 40)
   codes = numbered_codes(np.random.default_rng(2), 30, sizes)
-  model, tree = TableModel(Layout(sizes), 2, 0), trie.build_trie(codes, sizes)
+  model = TableModel(Layout(sizes, append_eos), 2, 0, scale=0.2)
+  tree = trie.build_trie(codes, sizes)
   direct = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), (2, 40)))
   # More beams than items: empty places stay empty.
   got = search(model, tree, 35, direct=direct)
@@ -218,6 +228,12 @@ def test_all_beams_of_two_paths_are_the_exact_ranking():
     ([[0, 1], [2, 3]], (2, 3), {}, r"shape \(2, 3\); want \(2, 4\)"),
     ([[0, 1], [0, 1]], (2, 4), {}, "own number as last code"),
     ([[0, 1], [2, -1]], (2, 4), {}, "own number as last code"),
+    (
+      [[0, 1], [0, 2], [1, 1], [1, 2], [2, 1]],
+      (2, 4),
+      {},
+      "outnumber the last",
+    ),
     ([[0, 1], [2, 3]], (2, 4), {"constrained": False}, "constrained=True"),
   ],
 )

@@ -79,22 +79,32 @@ def results_of(tmp_path):
   """
 
   def run(script, *, num_processes, devices):
-    files = [tmp_path / f"{num_processes}_{i}" for i in range(num_processes)]
+    folder = tmp_path / f"of_{num_processes}"
+    folder.mkdir()
     shared = [f"127.0.0.1:{_free_port()}", str(num_processes)]
-    jobs = [
-      subprocess.Popen(
-        [sys.executable, "-c", script, *shared, str(index), str(file)],
-        text=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=_environment(devices),
-        cwd=ROOT,
-      )
-      for index, file in enumerate(files)
+    jobs = []
+    try:
+      for index in range(num_processes):
+        own = [str(index), str(folder / f"{index}.json")]
+        with (folder / f"{index}.log").open("w") as log:
+          jobs.append(
+            subprocess.Popen(
+              [sys.executable, "-c", script, *shared, *own],
+              stdout=subprocess.DEVNULL,
+              stderr=log,
+              env=_environment(devices),
+              cwd=ROOT,
+            )
+          )
+      statuses = [job.wait(timeout=300) for job in jobs]
+    finally:
+      for job in jobs:
+        job.kill()
+    logs = [path.read_text() for path in sorted(folder.glob("*.log"))]
+    assert statuses == [0] * num_processes, logs
+    return [
+      json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))
     ]
-    errors = [job.communicate(timeout=300)[1] for job in jobs]
-    assert [job.returncode for job in jobs] == [0] * num_processes, errors
-    return [json.loads(file.read_text()) for file in files]
 
   return run
 

@@ -94,9 +94,9 @@ def test_two_paths_to_an_item(tmp_path):
     model=dict(name="rq_transformer", direct_path=True),
     task=dict(augmentation="sequences", num_user_buckets=0),
   )
-  # Both give every item a probability, so that they add up to 1.
+  # Both are probabilities of items, and what is no item has a little.
   total = np.exp([item.score for item in found]).sum()
-  assert total <= 1 + 1e-5
+  assert 0.5 < total <= 1 + 1e-5
   assert report["generator"]["nothing_removed"]["all"]["invalid_rate"] == 0
 
 

@@ -35,11 +35,12 @@ def _decoder(of_items, direct_path=False):
   config = T5Config(
     vocab_size=vocabulary.vocab_size, emb_dim=8, num_heads=2, head_dim=4,
     mlp_dim=8, num_encoder_layers=1, num_decoder_layers=1,
-    direct_path=direct_path,
   )  # fmt: skip
   model = EncoderDecoder(config)
   if of_items:
-    model = RQTransformer(config, vocabulary.code_ranges)
+    model = RQTransformer(
+      config, vocabulary.code_ranges, NUM_ITEMS if direct_path else 0
+    )
   inputs = jnp.ones((1, layout.input_length), jnp.int32)
   targets = jnp.ones((1, layout.target_length), jnp.int32)
   params = model.init(jax.random.key(0), inputs, targets)["params"]

@@ -1,7 +1,5 @@
 """RQ-Transformer: a slow NumPy forward, packing, decoding, refusals."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -195,7 +193,7 @@ def test_score_is_the_sum_of_the_codes(model, params):
 
 
 def test_the_direct_path_needs_no_codes_before_the_last(params):
-  model = RQTransformer(dataclasses.replace(CONFIG, direct_path=True), RANGES)
+  model = RQTransformer(CONFIG, RANGES, direct_codes=5)
   variables = {"params": params}  # the same as without
   logits = model.apply(variables, INPUTS, shift_right(EVERY))
   plain = RQTransformer(CONFIG, RANGES).apply(
@@ -223,6 +221,27 @@ def test_the_direct_path_needs_no_codes_before_the_last(params):
     (np.exp(codes[i]) + np.exp(got[i, n])) / 2 for i, n in ((0, 3), (1, 4))
   ]
   np.testing.assert_allclose(np.exp(score), want, rtol=1e-4)
+
+
+def test_numbers_of_items_to_come_have_no_direct_path(params):
+  variables = {"params": params}
+  whole, part = (RQTransformer(CONFIG, RANGES, n) for n in (5, 3))
+  encoded = whole.apply(variables, INPUTS, method="encode")
+  every = whole.apply(variables, encoded, method="direct_log_probs")
+  got = part.apply(variables, encoded, method="direct_log_probs")
+  np.testing.assert_allclose(
+    got[:, :3], jax.nn.log_softmax(every[:, :3]), atol=1e-5
+  )
+  assert (got[:, 3:] == -np.inf).all()
+  # Codes 3 and 4 of the last level: half of what the codes' path gives them.
+  score = part.apply(variables, INPUTS, NEXT, method="score")
+  codes = RQTransformer(CONFIG, RANGES).apply(
+    variables, INPUTS, NEXT, method="score"
+  )
+  np.testing.assert_allclose(score, codes - np.log(2), atol=1e-5)
+  for bad in (-1, 6):
+    with pytest.raises(checks.InputError, match=f"direct_codes={bad} must lie"):
+      RQTransformer(CONFIG, RANGES, bad).apply(variables, INPUTS, NEXT)
 
 
 def test_dropout_is_drawn_and_every_parameter_learns(model, params):

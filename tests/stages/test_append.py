@@ -110,6 +110,24 @@ def test_appended_items_get_ids_beside_the_old_ones(
   )
 
 
+def test_only_their_codes_lead_to_appended_items(workdir, new_items):
+  config = make_config("sparse_id")
+  sections = {**config.sections}
+  sections["task"] |= {"augmentation": "sequences", "num_user_buckets": 0}
+  sections["model"] |= {"name": "rq_transformer", "direct_path": True}
+  config = stages.RunConfig.from_dict(sections)
+  stages.tokenize(config, workdir)
+  num_old = live_catalog.load(workdir).sids.num_items
+  stages.append(config, workdir, new_items)
+  live = live_catalog.load(workdir)
+  made = generator.make_generator(config, live.sids)
+  assert made.model.direct_codes == num_old
+  # Every number that the direct path leads to is that of a trained item.
+  numbers = live.sids.codes[:, -1]
+  np.testing.assert_array_equal(np.sort(numbers[:num_old]), np.arange(num_old))
+  assert (numbers[num_old:] >= num_old).all()
+
+
 def test_appended_items_are_recommended_and_removed_ones_are_not(
   workdir, new_items
 ):

@@ -58,7 +58,18 @@ def _refusal(change):
     ),
     (
       lambda c: c["model"].update(direct_path=True),
-      "needs model.name='rq_transformer' and collisions.name='sparse_id', not",
+      "needs model.name='rq_transformer', not 'encoder_decoder', and",
+    ),
+    (
+      lambda c: c.update(
+        model=c["model"] | {"name": "rq_transformer", "direct_path": True},
+        collisions={"name": "sparse_id", "num_tokens": 2},
+      ),
+      "'sparse_id' with num_tokens=1, not SparseId(num_tokens=2",
+    ),
+    (
+      lambda c: c["model"].update(direct_path="yes"),
+      "model.direct_path must be True or False; got 'yes'",
     ),
     (
       lambda c: c.update(
@@ -153,7 +164,7 @@ def test_every_experiment_builds(module, args):
     module.get_config("x")
 
 
-def test_tiger_is_as_large_as_the_paper_says():
+def test_tiger_has_the_paper_s_sizes():
   built = stages.RunConfig.from_dict(tiger.get_config("toys").to_dict())
   # Section 4.1: tokens of 4 x 256 codes and 2,000 users, widths, steps.
   network = built.generator(2 + 2_000 + 4 * 256)
