@@ -100,6 +100,7 @@ def results_of(tmp_path):
     finally:
       for job in jobs:
         job.kill()
+        job.wait()
     logs = [path.read_text() for path in sorted(folder.glob("*.log"))]
     assert statuses == [0] * num_processes, logs
     return [
