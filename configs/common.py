@@ -53,7 +53,11 @@ def base() -> config_dict.ConfigDict:
   )
   c.validation = dict(num_users=0, beam_width=20)
   c.decoding = dict(
-    beam_width=50, level_widths=(), constrained=True, rerank=False
+    beam_width=50,
+    level_widths=(),
+    constrained=True,
+    rerank=False,
+    ensemble=False,
   )
   c.evaluation = dict(batch_size=256)
   c.mesh = dict(data=-1, model=1, replica=1, rules="tensor")
@@ -92,9 +96,14 @@ def amazon2014(arg: str) -> config_dict.ConfigDict:
     c.collisions = dict(name="sparse_id")
     c.task.update(neighbor_share=0.2, history_cut_rate=0.5)
   if arg == "best":
-    c.model.update(emb_dim=256, num_heads=4, num_decoder_layers=2)
+    c.model.update(
+      emb_dim=256, num_heads=4, num_decoder_layers=2, dropout_rate=0.25,
+      direct_path=True,
+    )  # fmt: skip
     c.training.update(num_steps=1_800, eval_every_steps=200, patience=0)
-    c.decoding.update(beam_width=200, rerank=True)
+    c.optimizer.weight_decay = 0.5
+    c.validation.update(num_users=10_000, beam_width=50)
+    c.decoding.update(beam_width=200, rerank=True, ensemble=True)
     c.evaluation.batch_size = 1_024
   if arg == "cpu":
     c.model.update(

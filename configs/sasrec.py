@@ -23,9 +23,13 @@ def get_config(arg: str = "beauty") -> config_dict.ConfigDict:
   c.tokenizer = dict(name="random", codebook_sizes=(2,))
   c.collisions = dict(name="sparse_id", spare_items=0)
   c.task.update(neighbor_share=0.0, history_cut_rate=0.0)
-  c.decoding.rerank = False
+  c.training.update(batch_size=512, num_steps=1_200)
+  c.optimizer.weight_decay = 1e-2
+  c.validation.update(num_users=0, beam_width=20)
+  c.decoding.update(rerank=False, ensemble=False)
   c.model.update(
     name="sasrec",
+    direct_path=False,
     mlp_activations=("relu",),
     num_decoder_layers=2,
     dropout_rate=0.2,

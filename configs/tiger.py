@@ -53,5 +53,6 @@ def get_config(arg: str = "beauty") -> config_dict.ConfigDict:
     weight_decay=0.0,
     clip_norm=0.0,
   )
+  c.validation.num_users = 8_000
   c.decoding.constrained = False
   return c

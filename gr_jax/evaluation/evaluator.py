@@ -43,6 +43,13 @@ class Predictions:
   codes: Int32[np.ndarray, "U W L"]
   scores: Float32[np.ndarray, "U W"]
 
+  @classmethod
+  def of(cls, result: BeamResult) -> "Predictions":
+    """Copies what a search returned to the host."""
+    return cls(
+      *mesh_lib.to_host((result.item_index, result.codes, result.scores))
+    )
+
   @property
   def returned(self) -> Bool[np.ndarray, "U W"]:
     """Where the search returned an ID, of an item or not."""
@@ -218,8 +225,8 @@ def predict(
         )
         denied = mesh_lib.place(rows, mesh_lib.batch_sharding(mesh))
       result = recommend(params, gather(data, index), denied)
-      host = mesh_lib.to_host((result.item_index, result.codes, result.scores))
-      results.append([array[:count] for array in host])
+      host = Predictions.of(result)
+      results.append([array[:count] for array in vars(host).values()])
       advance(count)
   item_index, codes, scores = (
     np.concatenate(parts) for parts in zip(*results, strict=True)

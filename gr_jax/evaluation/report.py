@@ -6,7 +6,8 @@ say what the ranking leaves out: "nothing_removed" is the published protocol,
 are "all" test users and, where interactions carry times, those whose test
 item fell on a later day than the item before it ("later_day") or on the same.
 A trained row is the mean of its replicas, whose own rows ("generator/0" ...)
-stand beside it.
+stand beside it; what all of them are as one is a row called "ensemble" in place
+of "generator".
 """
 
 import itertools
@@ -29,6 +30,7 @@ COUNTERS = "counters_reranked"
 JOINT = "generator_and_counters_reranked"
 # The generator's list as a fourth ranking of the counters' fusion.
 FUSED = "generator_and_fusion"
+ENSEMBLE = "ensemble"
 # What a verdict is about.
 DECIDING = (metrics.RECALL_10, metrics.NDCG_10)
 # Prefix of half a metric's 95 % interval: over replicas, or over users where
@@ -48,6 +50,7 @@ def label(row: str) -> str:
     JOINT: "generator + fusion, reranked",
     FUSED: "generator + rank fusion",
   }
+  names |= {ensemble_of(r): ensemble_of(name) for r, name in names.items()}
   if row in names:
     return names[row]
   return BASELINES[row].label if row in BASELINES else row
@@ -80,15 +83,44 @@ def over_replicas(
   return {name: mean} | {f"{name}/{r}": row for r, row in enumerate(replicas)}
 
 
+def ensemble_of(row: str) -> str:
+  """Returns the name of the ensemble's row beside a trained row."""
+  return row.replace(GENERATOR, ENSEMBLE, 1)
+
+
+def of_networks(
+  name: str,
+  networks: Sequence[Mapping[str, Mapping[str, Mapping[str, float]]]],
+  ensemble: bool,
+) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+  """Returns the rows of `over_replicas` and, if there is one, the ensemble's.
+
+  Args:
+    name: The trained row's.
+    networks: As `replicas` there, and after them the ensemble.
+    ensemble: Whether there is one.
+  """
+  if not ensemble:
+    return over_replicas(name, networks)
+  *replicas, joined = networks
+  return over_replicas(name, replicas) | {ensemble_of(name): joined}
+
+
 def spread(rows: Rows) -> str:
   """Says what the generator's figures are a mean of, and what ± covers."""
   count = sum(row.startswith(f"{GENERATOR}/") for row in rows)
   if not count:
     return "One trained network; ± is the 95 % interval over users."
-  return (
+  text = (
     f"Mean of {count} networks trained from different seeds on the same "
     "semantic IDs; ± is Student's t 95 % interval over them."
   )
+  if ENSEMBLE in rows:
+    text += (
+      " The ensemble is all of them at once, by the mean of their "
+      "probabilities; its ± is over users."
+    )
+  return text
 
 
 def _baselines(rows: Rows) -> dict[str, Mapping]:
@@ -98,7 +130,8 @@ def _baselines(rows: Rows) -> dict[str, Mapping]:
 def verdicts(rows: Rows, form: str, population: str = ALL) -> list[str]:
   """Says, metric by metric, which baselines the generator does not beat.
 
-  And, where lists are reranked, which they do not, alone and joined.
+  And, where lists are reranked, which they do not, alone and joined; and
+  likewise the ensemble.
 
   Args:
     rows: The report.
@@ -109,7 +142,9 @@ def verdicts(rows: Rows, form: str, population: str = ALL) -> list[str]:
     One line a row and deciding metric, with its 95 % interval.
   """
   lines = []
-  for row, metric in itertools.product((GENERATOR, RERANKED, JOINT), DECIDING):
+  judged = GENERATOR, RERANKED, JOINT
+  judged += tuple(map(ensemble_of, judged))
+  for row, metric in itertools.product(judged, DECIDING):
     if row not in rows:
       continue
     values = rows[row][form][population]
@@ -159,7 +194,7 @@ def show(rows: Rows, console: rich.console.Console) -> None:
       table.add_column(metric, justify="right", no_wrap=True)
     own = rows[GENERATOR][form][population]
     for name, values in _lines(rows, form, population):
-      is_own = name.startswith(GENERATOR)
+      is_own = name.startswith((GENERATOR, ENSEMBLE))
       cells = []
       for metric in _SHOWN_IN_TERMINAL:
         cell = f"{values[metric]:.4f}"
@@ -205,7 +240,9 @@ def _lines(
     part = {k[len(start) :]: v for k, v in own.items() if k.startswith(start)}
     if part:
       lines.append((f"{GENERATOR}, {name}", part))
-  for row in (FUSED, RERANKED, JOINT):
+  trained = FUSED, RERANKED, JOINT
+  trained += tuple(map(ensemble_of, (GENERATOR, *trained)))
+  for row in trained:
     if row in rows:
       lines.append((label(row), rows[row][form][population]))
   return lines

@@ -140,12 +140,16 @@ class DecodingConfig:
     constrained: Only IDs of the catalog may be written.
     rerank: Whether lists are put in another order by counts and texts, with
       weights fitted on validation users (`gr_jax.evaluation.reranking`).
+    ensemble: Whether all replicas recommend as one, by the mean of their
+      probabilities (`gr_jax.evaluation.ensemble`), and not the best alone;
+      the report then has rows of both.
   """
 
   beam_width: int = 50
   level_widths: tuple[int, ...] = ()
   constrained: bool = True
   rerank: bool = False
+  ensemble: bool = False
 
   def __post_init__(self):
     """Refuses a beam narrower than the lists that are scored."""
@@ -299,6 +303,12 @@ class RunConfig:
     task = construct(TaskConfig, sections["task"], "task")
     _check_network(network, task, loader)
     decoding = construct(DecodingConfig, sections["decoding"], "decoding")
+    training = construct(TrainingConfig, sections["training"], "training")
+    if decoding.ensemble and training.replicas == 1:
+      raise checks.InputError(
+        "decoding.ensemble=True needs several networks; set training.replicas "
+        "to 2 or more, or decoding.ensemble to False."
+      )
     policy = build(collisions.POLICIES, sections["collisions"], "collisions")
     if direct_path:
       _check_direct_path(network, policy, decoding.constrained)
@@ -314,7 +324,7 @@ class RunConfig:
       network=network,
       direct_path=direct_path,
       model=sections["model"],
-      training=construct(TrainingConfig, sections["training"], "training"),
+      training=training,
       optimizer=construct(OptimizerConfig, sections["optimizer"], "optimizer"),
       decoding=decoding,
       validation=construct(

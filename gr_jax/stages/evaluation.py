@@ -115,7 +115,7 @@ def counted_rows(
     live: The semantic IDs.
     split: Its split; the test examples are judged.
     text: Vectors of the items' texts.
-    predictions: For each replica, the lists of each of the report's forms.
+    predictions: For each network, the lists of each of the report's forms.
     denied: The items that each of them leaves out.
     populations: Which users to average over, by name.
     fused: Whether the lists fused with the counters are a row.
@@ -127,11 +127,11 @@ def counted_rows(
         each.item_index,
         denied[form],
         recommendable=live.recommendable,
-        seed=config.seed + replica,
+        seed=config.seed + network,
       )
       for form, each in forms.items()
     }
-    for replica, forms in enumerate(predictions)
+    for network, forms in enumerate(predictions)
   ]
   counters = baselines.Fusion().fit(
     stored.interactions,
@@ -171,7 +171,7 @@ def counted_rows(
       }
       for ranks in fusing.results()
     ]
-    rows |= report.over_replicas(report.FUSED, each)
+    rows |= report.of_networks(report.FUSED, each, config.decoding.ensemble)
   return rows
 
 
@@ -192,7 +192,7 @@ def reranked_rows(
     reranker: The fitted weights, and what they weigh.
     histories: Of the test users.
     targets: The items that came next.
-    lists: For each replica, the items listed in each of the report's forms.
+    lists: For each network, the items listed in each of the report's forms.
     predictions: Where they and their scores come from.
     counted: The items that the counters' fusion lists, likewise.
     populations: Which users to average over, by name.
@@ -210,18 +210,19 @@ def reranked_rows(
       histories, others, np.zeros(others.shape)
     )
     alone[form] = averages(other_features, others, reranker.alone)
-    for replica, forms in enumerate(lists):
+    for network, forms in enumerate(lists):
       items = forms[form]
       features = reranker.evidence.features(
-        histories, items, predictions[replica][form].scores
+        histories, items, predictions[network][form].scores
       )
-      own[replica][form] = averages(features, items, reranker.own[replica])
+      own[network][form] = averages(features, items, reranker.own[network])
       both, features = reranking.joined(items, features, others, other_features)
-      joint[replica][form] = averages(features, both, reranker.joint[replica])
+      joint[network][form] = averages(features, both, reranker.joint[network])
+  joined = config.decoding.ensemble
   return {
     report.COUNTERS: alone,
-    **report.over_replicas(report.RERANKED, own),
-    **report.over_replicas(report.JOINT, joint),
+    **report.of_networks(report.RERANKED, own, joined),
+    **report.of_networks(report.JOINT, joint, joined),
   }
 
 
@@ -297,9 +298,11 @@ def measure(
   if later is not None:
     populations |= {report.LATER_DAY: later, report.SAME_DAY: ~later}
   targets = evaluator.targets(stored.interactions, examples)
-  predictions = prediction.predict_test(config, workdir, stored, live, examples)
+  predictions = prediction.with_ensemble(
+    config, prediction.predict_test(config, workdir, stored, live, examples)
+  )
   denied = prediction.denied_items(stored.interactions, examples)
-  replicas = [
+  networks = [
     {
       form: generator_metrics(
         each,
@@ -308,13 +311,15 @@ def measure(
         populations,
         removed=denied[form],
         recommendable=live.recommendable,
-        seed=config.seed + replica,
+        seed=config.seed + network,
       )
       for form, each in lists.items()
     }
-    for replica, lists in enumerate(predictions)
+    for network, lists in enumerate(predictions)
   ]
-  rows = report.over_replicas(report.GENERATOR, replicas)
+  rows = report.of_networks(
+    report.GENERATOR, networks, config.decoding.ensemble
+  )
   width = config.decoding.beam_width
   text = text_vectors(config.embedding, table)
   if fused or config.decoding.rerank:

@@ -1,7 +1,7 @@
 """A trained generator's lists of the test users, kept, and of any others."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int32
 from gr_jax.core import artifact, rng
 from gr_jax.data import Interactions, splits
 from gr_jax.decoding.trie import Trie
-from gr_jax.evaluation import evaluator, report, shared_ids
+from gr_jax.evaluation import ensemble, evaluator, report, shared_ids
 from gr_jax.evaluation.evaluator import Predictions
 from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.stages import generator as generator_stage
@@ -39,7 +39,8 @@ def predict_test(
     "generator", {"dataset": stored.artifact, "sids": live.sids_artifact}
   )
   section = dict(config.sections["decoding"])
-  section.pop("rerank")  # what is listed does not depend on it
+  for name in ("rerank", "ensemble"):  # what is listed does not depend on it
+    section.pop(name, None)
   parents = {"generator": saved, **live.parents}
   kept = workdir.matching("predictions", section, parents)
   if kept is not None:
@@ -133,6 +134,26 @@ def decode(
 
   for replica in range(generator_stage.num_replicas(saved)):
     yield predict(generator_stage.load_params(saved, replica))
+
+
+def with_ensemble(
+  config: RunConfig, predictions: Iterable[Mapping[str, Predictions]]
+) -> list[Mapping[str, Predictions]]:
+  """Returns the replicas' lists and, with `decoding.ensemble`, theirs as one.
+
+  Args:
+    config: The run's settings.
+    predictions: For each replica, lists by name.
+  """
+  predictions = list(predictions)
+  if config.decoding.ensemble:
+    predictions.append(
+      {
+        name: ensemble.join([lists[name] for lists in predictions])
+        for name in predictions[0]
+      }
+    )
+  return predictions
 
 
 def denied_items(

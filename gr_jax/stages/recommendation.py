@@ -14,8 +14,8 @@ import rich.table
 from jaxtyping import Bool
 
 from gr_jax.core import checks, rng
-from gr_jax.decoding.beam_search import BeamResult
-from gr_jax.evaluation import evaluator, shared_ids
+from gr_jax.evaluation import ensemble, evaluator, shared_ids
+from gr_jax.evaluation.evaluator import Predictions
 from gr_jax.evaluation.scorers import Histories
 from gr_jax.sids.sid_catalog import SidCatalog
 from gr_jax.sids.vocabulary import SidVocabulary
@@ -130,7 +130,11 @@ def recommend(
       "No item is left to recommend: --allow, --deny and the history leave "
       "none; allow more, or --keep_history."
     )
-  params = generator_stage.load_params(saved)
+  # One network, the best, or all of them.
+  replicas = [None]
+  if config.decoding.ensemble:
+    replicas = list(range(generator_stage.num_replicas(saved)))
+  networks = [generator_stage.load_params(saved, r) for r in replicas]
   recommend_fn = evaluator.make_recommend_fn(
     generator.model,
     vocabulary,
@@ -142,13 +146,17 @@ def recommend(
     candidates: Bool[np.ndarray, "N"], *, as_mask: bool
   ) -> list[tuple[int, float]]:
     # A mask costs a pass over the catalog, a list of denied items does not.
-    result = recommend_fn(
-      params,
-      batch.inputs,
-      denied_items=None if as_mask else jnp.asarray(denied, jnp.int32)[None],
-      item_mask=jnp.asarray(candidates)[None] if as_mask else None,
+    exclusions = (
+      {"item_mask": jnp.asarray(candidates)[None]}
+      if as_mask
+      else {"denied_items": jnp.asarray(denied, jnp.int32)[None]}
     )
-    return _items(config, request, catalog, candidates, result)
+    lists = [
+      Predictions.of(recommend_fn(params, batch.inputs, **exclusions))
+      for params in networks
+    ]
+    found = ensemble.join(lists) if len(lists) > 1 else lists[0]
+    return _items(config, request, catalog, candidates, found)
 
   ranked, new = search(left, as_mask=bool(request.allow)), []
   if request.min_new:
@@ -185,10 +193,10 @@ def _items(
   request: Request,
   catalog: SidCatalog,
   candidates: Bool[np.ndarray, "N"],
-  result: BeamResult,
+  found: Predictions,
 ) -> list[tuple[int, float]]:
   """Returns the items of the returned IDs with their scores, best first."""
-  index = np.asarray(result.item_index)[0]
+  index = found.item_index[0]
   buckets = shared_ids.Buckets.create(catalog, candidates)
   if request.all_items:
     held = [
@@ -199,7 +207,7 @@ def _items(
     draw = rng.numpy_generator(jax.random.key(config.seed), "random_item")
     drawn = buckets.sample(index[None], draw)[0]
     held = [[item] if item >= 0 else [] for item in drawn.tolist()]
-  scores = np.asarray(result.scores)[0].tolist()
+  scores = found.scores[0].tolist()
   return [
     (item, score)
     for items, score in zip(held, scores, strict=True)

@@ -23,17 +23,19 @@ class Reranker:
 
   Attributes:
     evidence: Of all items, appended ones too.
-    own: Weights for the lists of each replica.
+    own: Weights for the lists of each of N networks: the replicas and, with
+      `decoding.ensemble`, all of them as one.
     alone: Weights for the fusion's lists.
-    joint: Weights for the lists of each replica and the fusion's, joined.
-    best_replica: Which replica is best on validation.
+    joint: Weights for the lists of each network and the fusion's, joined.
+    chosen: Which network recommends: the ensemble, or the replica that is
+      best on validation.
   """
 
   evidence: reranking.Evidence
-  own: Float[np.ndarray, "R F"]
+  own: Float[np.ndarray, "N F"]
   alone: Float[np.ndarray, "F"]
-  joint: Float[np.ndarray, "R F"]
-  best_replica: int
+  joint: Float[np.ndarray, "N F"]
+  chosen: int
 
   def rerank(
     self,
@@ -41,7 +43,7 @@ class Reranker:
     items: Int[np.ndarray, "U W"],
     log_likelihoods: Float[np.ndarray, "U W"],
   ) -> tuple[Int[np.ndarray, "U W"], Float[np.ndarray, "U W"]]:
-    """Puts the best replica's lists in their new order.
+    """Puts the chosen network's lists in their new order.
 
     Args:
       histories: Of the users.
@@ -52,7 +54,7 @@ class Reranker:
       As `reranking.rerank`.
     """
     features = self.evidence.features(histories, items, log_likelihoods)
-    return reranking.rerank(features, items, self.own[self.best_replica])
+    return reranking.rerank(features, items, self.own[self.chosen])
 
 
 def load(
@@ -98,8 +100,10 @@ def load(
     )
     weights = _fit(config, workdir, saved, stored, split, evidence, counters)
     kept = workdir.save(KIND, section, weights, parents)
-  best = int(saved.metadata.get("best_replica", 0))
-  return Reranker(evidence, **kept.arrays, best_replica=best)
+  chosen = int(saved.metadata.get("best_replica", 0))
+  if config.decoding.ensemble:
+    chosen = generator_stage.num_replicas(saved)
+  return Reranker(evidence, **kept.arrays, chosen=chosen)
 
 
 def _fit(config, workdir, saved, stored, split, evidence, counters):
@@ -125,14 +129,13 @@ def _fit(config, workdir, saved, stored, split, evidence, counters):
   trie = generator_stage.make_generator(config, catalog).trie
   everything = {report.NOTHING_REMOVED: None}
   own, joint = [], []
-  for replica, lists in enumerate(
-    prediction.decode(
-      config, saved, catalog, trie, stored.interactions, examples, everything
-    )
-  ):
+  decoded = prediction.decode(
+    config, saved, catalog, trie, stored.interactions, examples, everything
+  )
+  for network, lists in enumerate(prediction.with_ensemble(config, decoded)):
     found = lists[report.NOTHING_REMOVED]
     items = prediction.drawn_items(
-      catalog, found.item_index, seed=config.seed + replica
+      catalog, found.item_index, seed=config.seed + network
     )
     features = evidence.features(histories, items, found.scores)
     own.append(fit(features, items))
