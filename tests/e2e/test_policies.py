@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,7 +12,14 @@ from configs import quickstart
 from gr_jax import stages
 from gr_jax.data import splits
 from gr_jax.evaluation import evaluator
-from gr_jax.stages import evaluation, live_catalog, prediction, prepare
+from gr_jax.stages import (
+  evaluation,
+  generator,
+  live_catalog,
+  prediction,
+  prepare,
+)
+from gr_jax.tasks import windows
 
 
 def _run(tmp_path, **sections):
@@ -98,6 +106,53 @@ def test_two_paths_to_an_item(tmp_path):
   total = np.exp([item.score for item in found]).sum()
   assert 0.5 < total <= 1 + 1e-5
   assert report["generator"]["nothing_removed"]["all"]["invalid_rate"] == 0
+
+
+def test_networks_recommend_as_one(tmp_path):
+  sids, _, report = _run(
+    tmp_path,
+    training=dict(replicas=2),
+    decoding=dict(ensemble=True, rerank=True),
+  )
+  workdir = stages.Workdir(tmp_path / "run")
+  # What the run asked for it gave reranked; without, it is the mean over the
+  # networks of every item's probability.
+  config = workdir.read_config()
+  sections = config.sections | {
+    "decoding": config.sections["decoding"] | {"rerank": False}
+  }
+  config = stages.RunConfig.from_dict(sections)
+  request = stages.Request(user="user00017", top_k=240, keep_history=True)
+  found = stages.recommend(config, workdir, request)
+  made = generator.make_generator(config, sids)
+  stored = prepare.load_data(workdir)
+  user = stored.interactions.user_ids.index("user00017")
+  data = windows.history_data(
+    [stored.interactions.history(user).tolist()],
+    made.vocabulary.tokens_from_codes(sids.codes),
+    None,
+  )
+  batch = windows.gather_batch(data, jnp.zeros(1, jnp.int32), made.layout)
+  score = evaluator.make_exact_fn(made.model, made.vocabulary, made.trie)
+  saved = workdir.load("generator")
+  both = [
+    np.asarray(score(generator.load_params(saved, r), batch.inputs))[0]
+    for r in range(2)
+  ]
+  assert not np.allclose(*both, atol=1e-3)
+  mean = np.logaddexp(*both) - np.log(2)
+  want = {id_: mean[i] for i, id_ in enumerate(sids.item_ids)}
+  assert {item.item_id for item in found} == set(want)
+  for item in found:
+    assert item.score == pytest.approx(want[item.item_id], abs=2e-3)
+  networks = {"", "/0", "/1"}
+  for row in ("", "_reranked", "_and_counters_reranked", "_and_fusion"):
+    assert {f"generator{row}{n}" for n in networks} <= report.keys()
+    assert (
+      "interval/ndcg@10" in report[f"ensemble{row}"]["history_removed"]["all"]
+    )
+  assert workdir.load("reranker").arrays["own"].shape == (3, 6)
+  assert "| ensemble, reranked |" in (workdir.root / "report.md").read_text()
 
 
 def _check_draws_average_to_the_report(root, report):

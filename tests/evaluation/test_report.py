@@ -73,3 +73,30 @@ def test_replicas_by_hand():
     "generator": replicas[0]
   }
   assert "over users" in report.spread({"generator": replicas[0]})
+
+
+def test_an_ensemble_is_a_row_of_its_own():
+  networks = [_row(value) for value in (0.1, 0.2, 0.3)]
+  rows = report.of_networks("generator", networks, ensemble=True)
+  assert list(rows) == [
+    "generator", "generator/0", "generator/1", "ensemble",
+  ]  # fmt: skip
+  own = rows["generator"][report.NOTHING_REMOVED][report.ALL]
+  assert own["ndcg@10"] == pytest.approx(0.15)
+  assert rows["ensemble"] is networks[2]
+  rows |= report.of_networks(report.RERANKED, networks, ensemble=True)
+  rows |= report.of_networks(report.FUSED, networks, ensemble=True)
+  rows["markov"] = _row(0.25)
+  text = report.markdown(rows)
+  assert "Mean of 2 networks" in text
+  assert "The ensemble is all of them at once" in text
+  for label in ("", ", reranked", " + rank fusion"):
+    assert f"| ensemble{label} | 0.3000" in text
+  assert "- ensemble, reranked, ndcg@10 0.3000 ± 0.0200: above every" in text
+  assert "- ndcg@10 0.1500 ± " in text
+  stream = io.StringIO()
+  report.show(rows, rich.console.Console(file=stream, width=80))
+  assert "0.2500 !" in stream.getvalue()
+  assert "0.3000 !" not in stream.getvalue()  # ahead, but no baseline
+  without = report.of_networks("generator", networks, ensemble=False)
+  assert without == report.over_replicas("generator", networks)

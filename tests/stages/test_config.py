@@ -79,6 +79,10 @@ def _refusal(change):
       ),
       "model.direct_path=True leads to items alone; set decoding.constrained",
     ),
+    (
+      lambda c: c["decoding"].update(ensemble=True),
+      "decoding.ensemble=True needs several networks; set training.replicas",
+    ),
     (lambda c: c["decoding"].update(beam_width=5), "beam_width=5 must be 20"),
     (
       lambda c: c["decoding"].update(level_widths=(80, 40)),
