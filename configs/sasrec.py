@@ -18,20 +18,22 @@ def get_config(arg: str = "beauty") -> config_dict.ConfigDict:
   """Returns the run's config for one of the data sets."""
   if arg not in _BASES:
     raise ValueError(f"Unknown data set {arg!r}; use 'beauty' or 'toys'.")
-  c = _BASES[arg].get_config("best")
-  c.embedding = dict(name="precomputed")
+  c = _BASES[arg].get_config()
   c.tokenizer = dict(name="random", codebook_sizes=(2,))
   c.collisions = dict(name="sparse_id", spare_items=0)
-  c.task.update(neighbor_share=0.0, history_cut_rate=0.0)
-  c.training.update(batch_size=512, num_steps=1_200)
-  c.optimizer.weight_decay = 1e-2
-  c.validation.update(num_users=0, beam_width=20)
-  c.decoding.update(rerank=False, ensemble=False)
+  c.task.augmentation = "sequences"
   c.model.update(
     name="sasrec",
-    direct_path=False,
-    mlp_activations=("relu",),
+    emb_dim=256,
+    num_heads=4,
     num_decoder_layers=2,
+    mlp_activations=("relu",),
     dropout_rate=0.2,
   )
+  c.training.update(
+    batch_size=512, num_steps=1_200, eval_every_steps=200, patience=0
+  )
+  c.optimizer.warmup_steps = 100
+  c.decoding.beam_width = 200
+  c.evaluation.batch_size = 1_024
   return c
