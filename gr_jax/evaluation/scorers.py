@@ -151,13 +151,17 @@ class ItemToItem(Ranking):
   def of_items(
     self, histories: Histories, items: Int[np.ndarray, "B W"]
   ) -> Float[np.ndarray, "B W"]:
-    """As the base class, and holds no row of all items."""
-    if not items.size:  # SciPy answers with a matrix then
-      return np.zeros(items.shape)
-    rows = np.repeat(np.arange(items.shape[0]), items.shape[1])
+    """As the base class, and holds one row of all items at a time."""
     scores = self._sparse_scores(histories)
-    scores.sort_indices()  # else SciPy looks at every entry of a row
-    return np.asarray(scores[rows, items.reshape(-1)]).reshape(items.shape)
+    found = np.empty(items.shape)
+    of_all = np.zeros(scores.shape[1])
+    ends = zip(scores.indptr[:-1], scores.indptr[1:], strict=True)
+    for row, (start, end) in enumerate(ends):
+      scored = scores.indices[start:end]
+      of_all[scored] = scores.data[start:end]
+      found[row] = of_all[items[row]]
+      of_all[scored] = 0.0
+    return found
 
   def _sparse_scores(self, histories: Histories) -> scipy.sparse.csr_matrix:
     weights = histories.weights(self.recency, self.matrix.shape[0])
