@@ -6,6 +6,8 @@ that ties, which popularity decides, go to the lowest column.
 
 import abc
 import dataclasses
+import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import scipy.sparse
@@ -155,10 +157,8 @@ class ItemToItem(Ranking):
     scores = self._sparse_scores(histories)
     found = np.empty(items.shape)
     of_all = np.zeros(scores.shape[1])
-    ends = zip(scores.indptr[:-1], scores.indptr[1:], strict=True)
-    for row, (start, end) in enumerate(ends):
-      scored = scores.indices[start:end]
-      of_all[scored] = scores.data[start:end]
+    for row, (scored, values) in enumerate(_rows(scores)):
+      of_all[scored] = values
       found[row] = of_all[items[row]]
       of_all[scored] = 0.0
     return found
@@ -174,16 +174,17 @@ class ItemToItem(Ranking):
     scores.sort_indices()
     num_rows, num_items = scores.shape
     lengths = np.diff(scores.indptr)
-    scored = np.zeros((num_rows, num_items), np.int32)
-    scored[np.repeat(np.arange(num_rows), lengths), scores.indices] = 1
+    has_score = np.zeros((num_rows, num_items), np.int32)
+    has_score[np.repeat(np.arange(num_rows), lengths), scores.indices] = 1
     # An item without a score follows all that have one; among its like it
     # keeps its place, less those with a score that stood before it.
     ranks = np.arange(num_items, dtype=np.int32)[None] + lengths[:, None]
-    ranks = ranks.astype(np.int32) - np.cumsum(scored, axis=1, dtype=np.int32)
-    ends = zip(scores.indptr[:-1], scores.indptr[1:], strict=True)
-    for row, (start, end) in enumerate(ends):
-      order = np.argsort(-scores.data[start:end], kind="stable")
-      ranks[row, scores.indices[start:end][order]] = np.arange(end - start)
+    ranks = ranks.astype(np.int32) - np.cumsum(
+      has_score, axis=1, dtype=np.int32
+    )
+    for row, (scored, values) in enumerate(_rows(scores)):
+      order = np.argsort(-values, kind="stable")
+      ranks[row, scored[order]] = np.arange(values.size)
     return ranks
 
 
@@ -367,6 +368,14 @@ def trained(
   """Tells which interactions belong to the training part."""
   position = np.arange(interactions.num_interactions)
   return position < np.repeat(train_end, interactions.lengths)
+
+
+def _rows(
+  matrix: scipy.sparse.csr_matrix,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields the columns and the values that each row stores."""
+  for start, end in itertools.pairwise(matrix.indptr):
+    yield matrix.indices[start:end], matrix.data[start:end]
 
 
 def _cut(

@@ -493,12 +493,3 @@ def test_the_best_items_are_those_that_rank_first():
       want = [i if np.isfinite(scores[user, i]) else -1 for i in order]
       assert listed.tolist() == want[:8]
       assert getattr(long, form)[user].tolist() == want
-
-
-def test_ties_at_the_end_of_a_list_go_to_the_popular():
-  scorer = scorers.Scorer(
-    np.array([2, 0, 1, 3], np.int32), scorers.Constant(np.zeros(4))
-  )
-  scores = np.array([[1.0, 1, 1, 1], [0, 2, -np.inf, 0]])
-  assert scorer.best_items(scores, 2).tolist() == [[2, 0], [0, 2]]
-  assert scorer.best_items(scores, 4)[1].tolist() == [0, 2, 3, -1]

@@ -1,6 +1,7 @@
-"""Attention's two ways, and the gradients that are written by hand."""
+"""Attention's two ways, position buckets, gradients written by hand."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -87,4 +88,50 @@ def test_the_gate_differentiates_as_written(activations):
   want = jax.value_and_grad(plain, argnums=(0, 1))(a, b)
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), got, want
+  )
+
+
+def test_position_buckets_by_hand():
+  bucket = functools.partial(
+    attention.relative_position_bucket, num_buckets=32, max_distance=128
+  )
+  # Bidirectional: 8 exact buckets a side, later keys start at bucket 16.
+  positions = np.array([0, -1, -7, -8, 1, 7, 8, -127, -128, -500, 500])
+  np.testing.assert_array_equal(
+    bucket(positions, bidirectional=True),
+    [0, 1, 7, 8, 17, 23, 24, 15, 15, 15, 31],
+  )
+  # Causal: 16 exact buckets, later keys count as distance 0.
+  np.testing.assert_array_equal(
+    bucket(np.array([3, 0, -15, -16, -128, -900]), bidirectional=False),
+    [0, 0, 15, 16, 31, 31],
+  )
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_position_buckets_against_a_slow_loop(bidirectional):
+  def slow(position):
+    buckets = 16 if bidirectional else 32
+    start = buckets if bidirectional and position > 0 else 0
+    distance = abs(position) if bidirectional else max(-position, 0)
+    exact = buckets // 2
+    if distance < exact:
+      return start + distance
+    # The widest bucket whose geometric border is not past the distance.
+    index = exact
+    while index + 1 < buckets and distance >= exact * (128 / exact) ** (
+      (index + 1 - exact) / (buckets - exact)
+    ) * (1 - 1e-6):
+      index += 1
+    return start + index
+
+  positions = np.arange(-200, 200)
+  np.testing.assert_array_equal(
+    attention.relative_position_bucket(
+      positions,
+      bidirectional=bidirectional,
+      num_buckets=32,
+      max_distance=128,
+    ),
+    [slow(position) for position in positions],
   )
