@@ -6,8 +6,8 @@ r"""TIGER as its paper describes it (arXiv:2305.05065, section 4.1).
 RQ-VAE codes of the texts, 3 x 256 and a level against collisions; 2,000 user
 tokens; 4 + 4 layers with ReLU; batches of 256; .01 for 10,000 steps, then
 falling with the root of the step; an unconstrained beam search. The paper
-names T5X and no optimizer: Adafactor, T5X's own, whose rates these are. On one
-H200 8 minutes (docs/experiments.md). Where it departs:
+names T5X and no optimizer: Adafactor, T5X's own, whose rates these are. It
+takes under 9 minutes of one H200 (docs/experiments.md). Where it departs:
 
 - The tokenizer's optimizer: AdamW of 1e-3 on standardized rows for 1,000
   epochs, the paper's Adagrad of .4 for 20,000.
